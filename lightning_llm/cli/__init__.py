@@ -1,0 +1,97 @@
+"""The ``lightning-llm`` command: one word for what to do, then its options.
+
+``fit``, ``validate``, ``test``, ``predict`` and ``prepare`` take a recipe; ``generate`` and
+``export`` take a checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+TRAINING_COMMANDS = {
+    "fit": "train the recipe's model on the recipe's data",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test files",
+    "predict": "write the log-likelihood of each row of the data to a file",
+    "prepare": "train the tokenizer and write the token store, nothing else",
+}
+CHECKPOINT_COMMANDS = {
+    "generate": "continue prompts with a trained model",
+    "export": "write a checkpoint in the Hugging Face layout",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; return the exit status (0 done, 1 failed, 2 unusable arguments)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_usage())
+        return 0
+    command, *rest = arguments
+    if command in ("--version", "-V"):
+        from lightning_llm import __version__
+
+        sys.stdout.write(f"lightning-llm {__version__}\n")
+        return 0
+    try:
+        return _run(command, rest)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
+        if not _is_message_to_user(error):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        sys.stderr.write(f"lightning-llm {command}: error: {text}\n")
+        return 1
+
+
+def _run(command: str, rest: list[str]) -> int:
+    if command in TRAINING_COMMANDS:
+        from lightning_llm.cli.training import run_training
+
+        return run_training(command, rest)
+    if command == "generate":
+        from lightning_llm.cli.generate import run_generate
+
+        return run_generate(rest)
+    if command == "export":
+        from lightning_llm.cli.export import run_export
+
+        return run_export(rest)
+    from difflib import get_close_matches
+
+    known = [*TRAINING_COMMANDS, *CHECKPOINT_COMMANDS]
+    close = get_close_matches(command, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    sys.stderr.write(f"lightning-llm: error: unknown command {command!r}{hint}\n\n{_usage()}")
+    return 2
+
+
+def _usage() -> str:
+    commands = {**TRAINING_COMMANDS, **CHECKPOINT_COMMANDS}
+    lines = [f"  {name:<10} {text}" for name, text in commands.items()]
+    return (
+        "usage: lightning-llm COMMAND [options]      (lightning-llm COMMAND --help)\n\n"
+        + "\n".join(lines)
+        + "\n\nexample:  lightning-llm fit --config recipes/quickstart.yaml\n"
+    )
+
+
+def _is_message_to_user(error: BaseException) -> bool:
+    """Whether this package, or Lightning's checks of its arguments, raised the error on purpose.
+
+    Such an error is a sentence for the user; anything else keeps its traceback.
+    ``LIGHTNING_LLM_TRACEBACK=1`` keeps all of them.
+    """
+    if os.environ.get("LIGHTNING_LLM_TRACEBACK"):
+        return False
+    if type(error).__name__ == "MisconfigurationException":
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).resolve().parents[1]
+    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(package)

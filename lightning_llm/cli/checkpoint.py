@@ -1,0 +1,73 @@
+"""Load a trained model from a checkpoint file or a Hugging Face directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_llm.module import CHECKPOINT_KEY, CausalLM
+
+
+def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM:
+    """Return the module in evaluation mode, with its tokenizer.
+
+    Nothing but the file is needed: it carries the configuration and the tokenizer. It is read as
+    data (``weights_only=True``), straight into the network.
+
+    Args:
+        path: A ``.ckpt`` file of this package, or a directory in the Hugging Face layout.
+        device: Where to put the model; the first CUDA device, if there is one, by default.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: The file is damaged, not a checkpoint of this package, or ``device`` unknown.
+    """
+    target = _device(device)
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
+    module = CausalLM.from_pretrained(path) if path.is_dir() else _from_file(path)
+    return module.to(target).eval()
+
+
+def _from_file(path: Path) -> CausalLM:
+    try:
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=True
+        )
+    except Exception as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    saved = checkpoint.get(CHECKPOINT_KEY)
+    if saved is None:
+        raise ValueError(
+            f"{path} was not written by lightning_llm.CausalLM: it has no {CHECKPOINT_KEY!r} entry"
+        )
+    with torch.device("meta"):
+        module = CausalLM(saved["config"])
+    weights = {
+        name.removeprefix("model."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("model.")
+    }
+    module.model.load_state_dict(weights, assign=True)
+    if saved["tokenizer"] is not None:
+        from lightning_llm.interop.hf import unpack_tokenizer
+
+        module.tokenizer = unpack_tokenizer(saved["tokenizer"])
+    return module
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not usable here: {error}") from error
+    return device

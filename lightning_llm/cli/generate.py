@@ -1,0 +1,48 @@
+"""``lightning-llm generate``: continue prompts with a checkpoint or an exported model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lightning_llm.cli.checkpoint import load_trained
+
+
+def run_generate(arguments: Sequence[str]) -> int:
+    """Write one completion per prompt to standard output, everything else to standard error."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="lightning-llm generate", description="Continue prompts with a trained model."
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="A .ckpt file, or a Hugging Face model directory.")
+    add("--prompt", action="append", required=True, help="Text to continue; may be repeated.")
+    add("--max_new_tokens", type=int, default=128)
+    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time.")
+    add("--top_k", type=int | None, default=None)
+    add("--top_p", type=float | None, default=None)
+    add("--num_beams", type=int, default=1)
+    add("--stop", type=list[str] | None, default=None, help="Strings that end a completion.")
+    add("--seed", type=int | None, default=None)
+    add("--device", type=str | None, default=None, help="cpu, cuda, cuda:1; default: cuda if any.")
+    options = parser.parse_args(list(arguments))
+    module = load_trained(options.checkpoint, device=options.device)
+    if module.tokenizer is None:
+        raise ValueError(
+            f"{options.checkpoint} holds no tokenizer, so text cannot be generated; it was trained "
+            f"on data without one"
+        )
+    completions = module.generate(
+        list(options.prompt),
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        num_beams=options.num_beams,
+        stop=options.stop,
+        seed=options.seed,
+    )
+    for completion in completions:
+        sys.stdout.write(completion + "\n")
+    return 0

@@ -1,0 +1,177 @@
+"""``fit``, ``validate``, ``test``, ``predict`` and ``prepare``: the commands that take a recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as L
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_llm.cli.recipe import (
+    RecipeParser,
+    register_resolvers,
+    restrict_imports,
+    split_allow_import,
+)
+from lightning_llm.cli.resume import Resume, checkpoint_to_resume
+
+
+def run_training(command: str, arguments: list[str]) -> int:
+    """Parse the recipe, build data, model and trainer, and run the command."""
+    register_resolvers()
+    allowed, arguments = split_allow_import(arguments)
+    restrict_imports(allowed)
+    # The current folder is where a user's own module lies, as with `python -m`.
+    if allowed and "" not in sys.path:
+        sys.path.insert(0, "")
+    cli = RecipeCLI(command, arguments)
+    if command == "prepare":
+        return _prepare(cli)
+    _probe_output(cli.trainer)
+    options = {name: cli.config[name] for name in cli.command_options if name in cli.config}
+    resume = options.pop("resume", None)
+    if resume is not None:
+        options["ckpt_path"] = checkpoint_to_resume(
+            resume, options.get("ckpt_path"), Path(cli.trainer.default_root_dir)
+        )
+    if command == "predict":
+        output = Path(options.pop("output") or Path(cli.trainer.default_root_dir, "predictions.jsonl"))
+        batches = cli.trainer.predict(cli.model, datamodule=cli.datamodule, **options)
+        return _write_predictions(batches or [], output)
+    getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, **options)
+    return 0
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI with one flat parser per command.
+
+    Lightning's own subcommands nest the recipe under the command's name, where an absolute
+    ``${data.init_args.seq_len}`` is not found; a flat parser resolves it in every command.
+    """
+
+    def __init__(self, command: str, arguments: list[str]) -> None:
+        self.command = command
+        self.command_options: list[str] = []
+        super().__init__(
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=RecipeParser,
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "prog": f"lightning-llm {command}",
+                "description": f"lightning-llm {command}: see the recipes for examples.",
+            },
+            args=arguments,
+            run=False,
+            auto_configure_optimizers=False,
+            # Modules keep plain hyperparameters themselves; a checkpoint must stay plain data.
+            load_from_checkpoint_support=False,
+        )
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse the given arguments; `sys.argv` plays no part."""
+        self.config = parser.parse_args(args)
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Add the command's own options, and link the vocabulary into the model."""
+        parser.link_arguments(
+            "data", "model.init_args.vocab_size", compute_fn=_vocab_size, apply_on="instantiate"
+        )
+        add = parser.add_argument
+        if self.command == "prepare":
+            add("--verify", action="store_true", help="Check the stores against their checksums.")
+            self.command_options = ["verify"]
+            return
+        add("--ckpt_path", type=str | None, default=None, help="Checkpoint to load, or 'last'.")
+        self.command_options = ["ckpt_path"]
+        if self.command == "fit":
+            add(
+                "--resume",
+                type=Literal["auto", "must", "never"],
+                default="never",
+                help="Continue from the newest checkpoint under trainer.default_root_dir.",
+            )
+            self.command_options.append("resume")
+        if self.command == "predict":
+            add("--output", type=str | None, default=None, help="File for one JSON row per sample.")
+            self.command_options.append("output")
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; `prepare` needs the data alone."""
+        if self.command == "prepare":
+            self.config.model = None
+            self.config_init = self.parser.instantiate_classes(self.config)
+            self.datamodule = self.config_init["data"]
+            return
+        super().instantiate_classes()
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the recipe alone: hyperparameters in a checkpoint never override it."""
+
+
+def _vocab_size(data: Any) -> int | None:
+    return getattr(data, "vocab_size", None)
+
+
+def _prepare(cli: RecipeCLI) -> int:
+    data = cli.datamodule
+    data.prepare_data()
+    data.setup("fit")
+    for name in ("train_store", "val_store"):
+        store = getattr(data, name, None)
+        if store is None:
+            continue
+        if cli.config["verify"]:
+            store.verify()
+        checked = ", checksums right" if cli.config["verify"] else ""
+        sys.stderr.write(
+            f"{name}: {len(store):,} documents, {store.num_tokens:,} tokens{checked}: {store.path}\n"
+        )
+    sys.stderr.write(f"vocabulary: {data.vocab_size:,} ids\n")
+    return 0
+
+
+def _write_predictions(batches: list[Any], output: Path) -> int:
+    """Write one JSON line per sample: its NLL in nats and its number of target tokens."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    with temporary.open("w", encoding="utf-8") as file:
+        for batch in batches:
+            for row in batch["nll"].float().cpu():
+                # A target's likelihood is never exactly one, an ignored position's NLL is 0.
+                entry = {"nll_sum": float(row.sum()), "num_tokens": int((row != 0).sum())}
+                file.write(json.dumps(entry) + "\n")
+    temporary.replace(output)
+    sys.stderr.write(f"predictions: {output}\n")
+    return 0
+
+
+def _probe_output(trainer: L.Trainer) -> None:
+    """Fail now, not after an hour, when a folder the run will write to cannot be written."""
+    folders = {Path(trainer.default_root_dir)}
+    folders |= {Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)}
+    folders |= {Path(log.save_dir) for log in trainer.loggers if log.save_dir}
+    if not trainer.is_global_zero:
+        return
+    for folder in sorted(folders):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".write-probe-{os.getpid()}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise PermissionError(
+                f"the output folder {folder} cannot be written ({error.strerror}); set "
+                f"trainer.default_root_dir, or the logger's or checkpoint callback's folder, to "
+                f"one that can"
+            ) from error
+
+
+__all__ = ["Resume", "RecipeCLI", "run_training"]

@@ -1,0 +1,277 @@
+"""The steps of training and evaluation for a module that computes token losses.
+
+A subclass supplies ``compute_loss(batch) -> (nll_sum, num_tokens)``. What is here: gradients
+normalised by target tokens over the whole optimizer step, clipping that keeps the norm, losses
+logged without making the host wait for the device, exact means in validation, and the length of
+the run in tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+IGNORE_INDEX = -100
+
+
+def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the target of each position, ``(B, T) int64`` with ``-100`` ignored.
+
+    ``shift_labels`` is taken as it is; ``labels`` (Hugging Face convention, aligned with
+    ``input_ids``) is shifted by one.
+
+    Raises:
+        KeyError: The batch has neither.
+    """
+    if "shift_labels" in batch:
+        return batch["shift_labels"]
+    if "labels" in batch:
+        return torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+    raise KeyError(
+        f"the batch has the keys {sorted(batch)}; it needs 'shift_labels' (the target of each "
+        f"position) or 'labels' (aligned with input_ids, as Hugging Face collators emit)"
+    )
+
+
+class TokenLossModule(L.LightningModule):
+    """Steps for a module whose ``compute_loss(batch)`` returns ``(nll_sum, num_tokens)``.
+
+    Args:
+        max_tokens: Stop once this many input tokens (over all ranks) were trained on.
+    """
+
+    def __init__(self, *, max_tokens: int | None = None) -> None:
+        super().__init__()
+        if max_tokens is not None and max_tokens <= 0:
+            raise ValueError(f"max_tokens={max_tokens} must be positive")
+        self.max_tokens = max_tokens
+        self._run_length_known = False
+        self._window_tokens: Tensor | None = None  # targets since the last optimizer step
+        self._train_sums: Tensor | None = None  # (nll, targets) since the last log point
+        self._grad_norm: Tensor | None = None
+        self._logged_step = -1
+        self._eval_sums: dict[int, Tensor] = {}
+
+    def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return ``(nll_sum, num_tokens)``, two scalars on the device."""
+        raise TypeError(f"{type(self).__name__} must define compute_loss(batch)")
+
+    # ------------------------------------------------------------------ training
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss to differentiate, and the sums that callbacks read."""
+        nll_sum, num_tokens = self.compute_loss(batch)
+        accumulate = self.trainer.accumulate_grad_batches
+        ranks = self._data_parallel_size()
+        if accumulate == 1:
+            # The step is this batch: normalise before backward, no pass over the gradients.
+            total = _sum_over_ranks(num_tokens) if ranks > 1 else num_tokens
+            loss = nll_sum * (ranks / total.clamp(min=1))
+        else:
+            # Lightning divides by `accumulate`; on_after_backward divides by the real count.
+            # The constant keeps the magnitude near one and is the same on every rank.
+            loss = nll_sum * (accumulate / self._loss_unit())
+            if self._window_tokens is None:
+                self._window_tokens = torch.zeros_like(num_tokens)
+            self._window_tokens += num_tokens
+        nll_sum = nll_sum.detach()
+        if self._train_sums is None:
+            self._train_sums = torch.zeros(2, dtype=torch.float32, device=nll_sum.device)
+        self._train_sums += torch.stack((nll_sum.float(), num_tokens.float()))
+        return {"loss": loss, "nll_sum": nll_sum, "num_tokens": num_tokens}
+
+    def on_after_backward(self) -> None:
+        """After the last micro-batch of a step, divide the gradients by its target tokens."""
+        if self._window_tokens is None or self.trainer.fit_loop._should_accumulate():
+            return
+        ranks = self._data_parallel_size()
+        total = _sum_over_ranks(self._window_tokens) if ranks > 1 else self._window_tokens
+        factor = ranks * self._loss_unit() / total.clamp(min=1)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        self._window_tokens.zero_()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and keep the norm for the next log point; it is computed once."""
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        own_clipping = type(self.trainer.precision_plugin).clip_grad_by_norm is not (
+            Precision.clip_grad_by_norm
+        )
+        if gradient_clip_val and (not by_norm or own_clipping):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        if not gradient_clip_val and not self._is_log_step(self.trainer.global_step + 1):
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(
+            parameters, gradient_clip_val or math.inf
+        ).detach()
+
+    def on_fit_start(self) -> None:
+        """Start every fit with fresh counters."""
+        self._run_length_known = False
+        self._window_tokens = self._train_sums = self._grad_norm = None
+        self._logged_step = -1
+
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> int | None:
+        """Before the first step: tell the schedule and the loop how long the run is."""
+        if not self._run_length_known:
+            self._settle_run_length(batch)
+            self._run_length_known = True
+            if 0 <= self.trainer.max_steps <= self.trainer.global_step:
+                return -1  # a resumed run that had already reached max_tokens
+        return None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """At log points, read the device once and log host numbers."""
+        step = self.trainer.global_step
+        if self._train_sums is None or step == self._logged_step or not self._is_log_step(step):
+            return
+        self._logged_step = step
+        sums = _sum_over_ranks(self._train_sums) if self._data_parallel_size() > 1 else (
+            self._train_sums
+        )
+        norm = self._grad_norm
+        values = sums if norm is None else torch.cat((sums, norm.float().reshape(1)))
+        nll, tokens, *rest = values.tolist()
+        # A tensor on the host: the progress bar reads it at each refresh without a device sync.
+        self.log("train_loss", torch.tensor(nll / max(tokens, 1.0)), prog_bar=True)
+        if rest:
+            self.log("grad_norm", torch.tensor(rest[0]))
+        self._train_sums.zero_()
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(
+        self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Return ``{"loss", "nll_sum", "num_tokens"}`` of the batch."""
+        return self._evaluation_step(batch, dataloader_idx)
+
+    def test_step(
+        self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Return ``{"loss", "nll_sum", "num_tokens"}`` of the batch."""
+        return self._evaluation_step(batch, dataloader_idx)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the sums of an earlier run."""
+        self._eval_sums.clear()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the sums of an earlier run."""
+        self._eval_sums.clear()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val_loss``: total NLL over total target tokens, in nats."""
+        self._log_evaluation("val_loss")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test_loss``: total NLL over total target tokens, in nats."""
+        self._log_evaluation("test_loss")
+
+    def _evaluation_step(
+        self, batch: Mapping[str, Tensor], dataloader_idx: int
+    ) -> dict[str, Tensor]:
+        nll_sum, num_tokens = self.compute_loss(batch)
+        dtype = torch.float32 if nll_sum.device.type == "mps" else torch.float64
+        pair = torch.stack((nll_sum.detach().to(dtype), num_tokens.to(dtype)))
+        sums = self._eval_sums.get(dataloader_idx)
+        self._eval_sums[dataloader_idx] = pair if sums is None else sums + pair
+        return {
+            "loss": nll_sum / num_tokens.clamp(min=1),
+            "nll_sum": nll_sum,
+            "num_tokens": num_tokens,
+        }
+
+    def _log_evaluation(self, name: str) -> None:
+        several = len(self._eval_sums) > 1
+        for index, sums in sorted(self._eval_sums.items()):
+            total = _sum_over_ranks(sums) if self._data_parallel_size() > 1 else sums
+            nll, tokens = total.tolist()
+            key = f"{name}/dataloader_idx_{index}" if several else name
+            if tokens == 0:
+                rank_zero_warn(f"{key}: no target token in the whole evaluation; not logged")
+                continue
+            self.log(key, torch.tensor(nll / tokens), prog_bar=True)
+
+    # ------------------------------------------------------------------ length of the run
+
+    def _settle_run_length(self, batch: Mapping[str, Tensor]) -> None:
+        trainer = self.trainer
+        if self.max_tokens is not None:
+            per_batch = batch["input_ids"].numel() * self._data_parallel_size()
+            steps = math.ceil(self.max_tokens / (per_batch * trainer.accumulate_grad_batches))
+            if trainer.max_steps != -1:
+                steps = min(steps, trainer.max_steps)
+            trainer.fit_loop.epoch_loop.max_steps = steps
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        waiting = [s for s in schedulers if getattr(s, "needs_total_steps", False)]
+        if not waiting:
+            return
+        total = _total_steps(trainer)
+        if total is None:
+            raise ValueError(
+                f"{type(waiting[0]).__name__} needs the length of the run: set trainer.max_steps, "
+                f"trainer.max_epochs, the model's max_tokens, or the schedule's max_steps"
+            )
+        for scheduler in waiting:
+            scheduler.set_total_steps(total)
+
+    # ------------------------------------------------------------------ small facts
+
+    def _loss_unit(self) -> int:
+        """A constant near the tokens of a sequence; it cancels out of the gradient."""
+        return getattr(getattr(self, "config", None), "max_seq_len", 1024)
+
+    def _is_log_step(self, step: int) -> bool:
+        every = self.trainer.log_every_n_steps
+        return every > 0 and step > 0 and step % every == 0
+
+    def _data_parallel_size(self) -> int:
+        kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None)
+        return kwargs["num_replicas"] if kwargs else 1
+
+    @override
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step by optimizer steps; plateau schedules get their metric."""
+        if metric is None:
+            scheduler.step()
+        else:
+            scheduler.step(metric)
+
+
+def _sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum over all ranks, queued on the device; the input is left alone."""
+    value = value.clone()
+    dist.all_reduce(value)
+    return value
+
+
+def _total_steps(trainer: L.Trainer) -> int | None:
+    """Optimizer steps of the whole run.
+
+    `Trainer.estimated_stepping_batches` is not read on purpose: it sets the loaders up before
+    their state is restored, and a resumed run then loses its place in the data.
+    """
+    if trainer.max_steps != -1:
+        return trainer.max_steps
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if epochs in (None, -1) or math.isinf(batches):
+        return None
+    return math.ceil(batches / trainer.accumulate_grad_batches) * epochs
