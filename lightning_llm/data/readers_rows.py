@@ -1,0 +1,178 @@
+"""JSON lines and Parquet: one line or row is one document."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning_llm.data.readers_base import (
+    DecodeErrors,
+    Document,
+    InvalidTextError,
+    SourceStats,
+    check_text,
+    cut_text,
+    invalid_utf8,
+    open_bytes,
+    strip_bom,
+)
+
+_MAX_LINE_BYTES = 1 << 30
+_PARQUET_ROWS = 256
+
+
+def missing_field(where: str, key: str, available: Iterable[str], kind: str) -> ValueError:
+    """Build the error for a text field that is not there, with the nearest name that is."""
+    names = [str(name) for name in available]
+    near = difflib.get_close_matches(key, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
+    return ValueError(
+        f"{where}: no {kind} {key!r}; it has {listed or 'none'}.{hint} Set text_field to the one "
+        "that holds the text."
+    )
+
+
+def emit(text: str, source: str, stats: SourceStats) -> Iterator[Document]:
+    """Yield a text as a document and count it; an empty one is only counted."""
+    if not text:
+        stats.empty += 1
+        return
+    stats.documents += 1
+    stats.bytes += len(text.encode())
+    yield Document(cut_text(text), source)
+
+
+def read_jsonl(
+    path: Path, *, text_field: str, errors: DecodeErrors, stats: SourceStats
+) -> Iterator[Document]:
+    """Yield ``text_field`` of every line; blank lines are no documents.
+
+    Raises:
+        ValueError: A line is no JSON object or its text is missing or not a string, with
+            ``file:line`` and the key.
+    """
+    offset = 0
+    with open_bytes(path) as stream:
+        for number, raw in enumerate(iter(lambda: stream.readline(_MAX_LINE_BYTES), b""), 1):
+            where = f"{path}:{number}"
+            if len(raw) == _MAX_LINE_BYTES:
+                raise ValueError(f"{where}: the line is longer than {_MAX_LINE_BYTES} bytes.")
+            line = strip_bom(raw) if number == 1 else raw
+            if line.strip():
+                try:
+                    text = _parse_line(line, where, offset + len(raw) - len(line), errors)
+                    text = check_text(_field(text, text_field, where), text_field, where, errors)
+                except InvalidTextError:
+                    if errors != "skip":
+                        raise
+                    stats.skipped += 1
+                else:
+                    yield from emit(text, where, stats)
+            offset += len(raw)
+
+
+def _parse_line(line: bytes, where: str, offset: int, errors: DecodeErrors) -> Any:
+    try:
+        decoded = line.decode("utf-8", "replace" if errors == "replace" else "strict")
+    except UnicodeDecodeError as error:
+        raise invalid_utf8(where, error, offset + error.start) from None
+    try:
+        return json.loads(decoded)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: not valid JSON: {error.msg} at column {error.colno}. Expected one JSON "
+            f"object a line, got {decoded[:60]!r}."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not readable as JSON: {error}.") from None
+
+
+def _field(row: Any, key: str, where: str) -> Any:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
+    if key not in row:
+        raise missing_field(where, key, row, "key")
+    return row[key]
+
+
+def read_parquet(
+    path: Path, *, text_field: str, errors: DecodeErrors, stats: SourceStats
+) -> Iterator[Document]:
+    """Yield ``text_field`` of every row, reading that column alone, a few rows at a time.
+
+    Raises:
+        ValueError: The file is damaged, the column missing or not of strings, or a row null.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _seekable(path) as source:
+        try:
+            with pq.ParquetFile(source, buffer_size=1 << 20) as file:
+                _check_column(file.schema_arrow, text_field, path)
+                for number, value in enumerate(_column_values(file, text_field)):
+                    where = f"{path}:row {number}"
+                    try:
+                        text = _decode_row(value, text_field, where, errors)
+                    except InvalidTextError:
+                        if errors != "skip":
+                            raise
+                        stats.skipped += 1
+                    else:
+                        yield from emit(text, where, stats)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: damaged or cut-off Parquet file: {error}") from error
+
+
+@contextmanager
+def _seekable(path: Path) -> Iterator[Any]:
+    """Give Parquet, whose index is at its end, a file to seek in, though it be compressed."""
+    if path.suffix.lower() not in (".gz", ".zst"):
+        with open(path, "rb") as stream:
+            yield stream
+        return
+    with tempfile.TemporaryFile() as spool:
+        with open_bytes(path) as stream:
+            shutil.copyfileobj(stream, spool, 1 << 20)
+        spool.seek(0)
+        yield spool
+
+
+def _check_column(schema: Any, key: str, path: Path) -> None:
+    import pyarrow as pa
+
+    if key not in schema.names:
+        raise missing_field(str(path), key, schema.names, "column")
+    kind = schema.field(key).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"{path}: column {key!r}: expected strings, got {kind}.")
+
+
+def _column_values(file: Any, key: str) -> Iterator[bytes | None]:
+    """Yield undecoded values: Arrow's own conversion to str would name neither file nor row."""
+    import pyarrow as pa
+
+    for batch in file.iter_batches(_PARQUET_ROWS, columns=[key], use_threads=False):
+        column = batch.column(0)
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        large = pa.types.is_large_string(column.type)
+        yield from column.cast(pa.large_binary() if large else pa.binary()).to_pylist()
+
+
+def _decode_row(value: bytes | None, key: str, where: str, errors: DecodeErrors) -> str:
+    if value is None:
+        raise ValueError(f"{where}: {key!r}: expected a string, got null.")
+    try:
+        return value.decode("utf-8", "replace" if errors == "replace" else "strict")
+    except UnicodeDecodeError as error:
+        raise invalid_utf8(f"{where}: {key!r}", error) from None

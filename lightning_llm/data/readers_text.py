@@ -1,0 +1,148 @@
+"""Plain text: one file is one document, read in bounded pieces."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning_llm.data.readers_base import (
+    PIECE_BYTES,
+    DecodeErrors,
+    Document,
+    SourceStats,
+    invalid_utf8,
+    open_bytes,
+    strip_bom,
+)
+
+_TAIL_BYTES = 1 << 16
+_LINE_START = re.compile(rb"\n(?=[^\s])")
+
+
+def read_text(
+    path: Path,
+    *,
+    errors: DecodeErrors,
+    start: int,
+    stop: int | None,
+    stats: SourceStats,
+) -> Iterator[Document]:
+    """Yield the file, or its bytes ``[start, stop)``, as one document; nothing if it is empty."""
+    if errors == "skip" and not _is_utf8(path, start, stop):
+        stats.skipped += 1
+        return
+    pieces = _pieces(path, "replace" if errors == "replace" else "strict", start, stop, stats)
+    first = next(pieces, None)
+    if first is None:
+        stats.empty += 1
+        return
+    stats.documents += 1
+    yield Document(_chain(first, pieces), str(path))
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _is_utf8(path: Path, start: int, stop: int | None) -> bool:
+    """Read the range once for its encoding alone: a document is left out whole or not at all."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for block in _blocks(path, start, stop):
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _blocks(path: Path, start: int, stop: int | None) -> Iterator[bytes]:
+    with open_bytes(path) as stream:
+        if start:
+            stream.seek(start)
+        left = None if stop is None else max(0, stop - start)
+        while block := stream.read(PIECE_BYTES if left is None else min(left, PIECE_BYTES)):
+            if left is not None:
+                left -= len(block)
+            yield block
+
+
+def _pieces(
+    path: Path, errors: str, start: int, stop: int | None, stats: SourceStats
+) -> Iterator[str]:
+    line, offset = 1, start  # of the first byte of `held`; lines counted from `start`
+    held = b""
+    fresh = start == 0
+    blocks = _blocks(path, start, stop)
+    final = False
+    while not final:
+        block = next(blocks, None)
+        final = block is None
+        if block:
+            if fresh:
+                # A block is a full read, so three bytes of mark are never split.
+                stripped = strip_bom(block)
+                offset += len(block) - len(stripped)
+                block, fresh = stripped, False
+            held += block
+        end = len(held) if final else _cut(held)
+        try:
+            text, used = codecs.utf_8_decode(held[:end], errors, final)
+        except UnicodeDecodeError as error:
+            line += held.count(b"\n", 0, error.start) + _lines_before(path, start)
+            raise invalid_utf8(f"{path}:{line}", error, offset + error.start) from None
+        line += held.count(b"\n", 0, used)
+        offset += used
+        stats.bytes += used
+        held = held[used:]
+        if text:
+            yield text
+
+
+def _lines_before(path: Path, start: int) -> int:
+    return sum(block.count(b"\n") for block in _blocks(path, 0, start)) if start else 0
+
+
+def _cut(held: bytes) -> int:
+    """Return how much of the bytes to hand on, so that tokens rarely depend on the cut.
+
+    A line end followed by the start of a line is where tokenizers split anyway; else the last line
+    end, else the last space, else everything.
+    """
+    starts = [m.end() for m in _LINE_START.finditer(held, max(0, len(held) - _TAIL_BYTES))]
+    if starts:
+        return starts[-1]
+    half = len(held) // 2
+    return held.rfind(b"\n", half) + 1 or held.rfind(b" ", half) + 1 or len(held)
+
+
+def split_file_range(path: Path, fraction: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Cut a plain-text file in two byte ranges at a character boundary.
+
+    Args:
+        path: An uncompressed plain-text file.
+        fraction: Share of the bytes in the first range; on ASCII text the cut is that of
+            ``text[: int(fraction * len(text))]``.
+
+    Returns:
+        ``((0, cut), (cut, size))``, to be given to ``read_documents`` as ``start`` and ``stop``.
+
+    Raises:
+        ValueError: ``fraction`` is not within 0 to 1.
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"fraction={fraction} must be between 0 and 1.")
+    with open(path, "rb") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        cut = int(fraction * size)
+        stream.seek(max(0, cut - 3))
+        window = stream.read(cut - stream.tell() + 1)
+    # Step back over continuation bytes (10xxxxxx) to the byte that starts the character.
+    if cut < size:
+        while len(window) > 1 and window[-1] & 0xC0 == 0x80:
+            window, cut = window[:-1], cut - 1
+    return (0, cut), (cut, size)
