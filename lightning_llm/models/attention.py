@@ -1,0 +1,103 @@
+"""Causal self-attention with grouped keys and values.
+
+Shapes: B batch, T new tokens, S all tokens, D model width, H query heads, G key/value heads,
+Dh head width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_llm.models.cache import LayerCache
+from lightning_llm.models.config import TransformerConfig
+from lightning_llm.models.linear import Linear
+from lightning_llm.models.positions import rotate
+
+
+class Attention(nn.Module):
+    """Self-attention whose queries, keys and values come from one matrix product.
+
+    The rows of ``qkv.weight`` are grouped by key/value head: for each, its H / G query heads,
+    then its key head, then its value head, Dh rows each. A split of the rows between devices is
+    then a split of the heads.
+    """
+
+    def __init__(self, config: TransformerConfig, *, residual_std: float) -> None:
+        super().__init__()
+        assert config.n_kv_heads is not None
+        assert config.head_dim is not None
+        assert config.attention_out_bias is not None
+        self.n_heads = config.n_heads
+        self.n_kv_heads = config.n_kv_heads
+        self.head_dim = config.head_dim
+        self.dropout = config.dropout
+        rows = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+        self.qkv = Linear(config.dim, rows, bias=config.attention_bias, init_std=config.init_std)
+        self.out = Linear(
+            config.n_heads * config.head_dim,
+            config.dim,
+            bias=config.attention_out_bias,
+            init_std=residual_std,
+        )
+        self.q_norm: nn.Module | None = None
+        self.k_norm: nn.Module | None = None
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Maps (B, T, D) to (B, T, D).
+
+        Args:
+            x: Normed hidden states.
+            cos: Rotation table, see :func:`~lightning_llm.models.positions.rotate`; None: no
+                rotation.
+            sin: As ``cos``.
+            mask: Additive, (B or 1, H or 1, T, S); None: causal.
+            cache: Keys and values of earlier tokens, which the new ones are added to.
+        """
+        query, key, value = self.project(x, cos, sin)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        y = self.attend(query, key, value, mask)  # (B, H, T, Dh)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def project(
+        self, x: Tensor, cos: Tensor | None, sin: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, Dh), and keys and values (B, G, T, Dh)."""
+        batch, length, _ = x.shape
+        per_group = self.n_heads // self.n_kv_heads
+        grouped = self.qkv(x).view(batch, length, -1, per_group + 2, self.head_dim)
+        query, key, value = grouped.split((per_group, 1, 1), dim=3)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if cos is not None and sin is not None:
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        return (
+            query.flatten(2, 3).transpose(1, 2),
+            key.flatten(2, 3).transpose(1, 2),
+            value.flatten(2, 3).transpose(1, 2),
+        )
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Softmax-weighted means of the values, (B, H, T, Dh)."""
+        n_queries, n_keys = query.shape[2], key.shape[2]
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            # Without a mask either all tokens are new, or there is one that sees everything.
+            is_causal=mask is None and n_queries == n_keys,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )

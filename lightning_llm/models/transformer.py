@@ -1,0 +1,239 @@
+"""A decoder-only Transformer as a plain ``nn.Module``.
+
+Shapes: B batch, T sequence, D model width, V vocabulary, S all tokens (with cached ones).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_llm.models.attention import Attention
+from lightning_llm.models.cache import KVCache, LayerCache
+from lightning_llm.models.config import TransformerConfig
+from lightning_llm.models.feed_forward import FeedForward, GatedFeedForward
+from lightning_llm.models.flops import flops_per_token
+from lightning_llm.models.linear import Embedding, Linear
+from lightning_llm.models.masks import MaskBuilder
+from lightning_llm.models.norms import build_norm
+from lightning_llm.models.positions import rotary_table, sinusoidal_embedding, sinusoidal_table
+from lightning_llm.models.validation import GATED_MLPS
+
+
+class Block(nn.Module):
+    """One pre-norm layer: attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        depth = config.n_layers if config.initializer == "gpt2" else layer + 1
+        residual_std = config.init_std / math.sqrt(2 * depth)
+        self.parallel = config.parallel_residual
+        self.attention_norm = build_norm(config)
+        self.attention = Attention(config, residual_std=residual_std)
+        self.mlp_norm = None if config.shared_norm else build_norm(config)
+        mlp = GatedFeedForward if config.mlp in GATED_MLPS else FeedForward
+        self.mlp = mlp(config, residual_std=residual_std)
+        self.dropout = config.dropout
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Maps (B, T, D) to (B, T, D); the arguments are those of Attention."""
+        normed = self.attention_norm(x)
+        attended = self._drop(self.attention(normed, cos, sin, mask, cache))
+        if self.parallel:
+            if self.mlp_norm is not None:
+                normed = self.mlp_norm(x)
+            return x + attended + self._drop(self.mlp(normed))
+        x = x + attended
+        assert self.mlp_norm is not None
+        return x + self._drop(self.mlp(self.mlp_norm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Transformer(nn.Module):
+    """Token ids to hidden states to logits.
+
+    ``with torch.device("meta")`` gives the shapes alone; ``to_empty(device=...)`` and
+    ``reset_parameters()`` then give the weights that direct construction gives under the same
+    seed.
+
+    Args:
+        config: The architecture.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device()
+        with torch.device("meta"):  # so that weights are drawn once, in reset_parameters
+            self._build(config)
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.reset_parameters()
+        self._masks = MaskBuilder(config)
+        self._rotary = rotary_table(config) if config.positions == "rope" else None
+        self._sinusoidal = sinusoidal_table(config) if config.positions == "sinusoidal" else None
+
+    def _build(self, config: TransformerConfig) -> None:
+        std = config.init_std
+        self.embedding = Embedding(config.vocab_size, config.dim, init_std=std)
+        self.position_embedding: Embedding | None = None
+        if config.positions == "learned":
+            self.position_embedding = Embedding(config.max_seq_len, config.dim, init_std=std)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.final_norm = build_norm(config)
+        self.head: Linear | None = None
+        if not config.tie_embeddings:
+            self.head = Linear(config.dim, config.vocab_size, bias=False, init_std=std)
+
+    def reset_parameters(self) -> None:
+        """Draws all weights anew, in the order of ``modules()``."""
+        for module in self.modules():
+            if module is not self and any(True for _ in module.parameters(recurse=False)):
+                module.reset_parameters()  # type: ignore[operator]
+
+    def backbone(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            input_ids: (B, T) int64; with a cache, the new tokens only.
+            position_ids: (B, T) int64. Default: 0, 1, ... (from ``cache.length`` on).
+            document_ids: (B, T) int64; attention never crosses from one to another. Padding is
+                a document of its own, for example -1. Default: one document, or with a cache
+                that of the last token held.
+            cache: Keys and values of earlier tokens; the new ones are added to it.
+
+        Returns:
+            (B, T, D).
+
+        Raises:
+            ValueError: More tokens than the model or the cache can hold.
+        """
+        length = input_ids.shape[1]
+        start = 0 if cache is None else cache.length
+        self._check_length(start, length, cache)
+        if cache is not None:
+            document_ids = cache.extend_documents(document_ids, length)
+        hidden = self._embed(input_ids, position_ids, start)
+        cos, sin = self._rotation(hidden, position_ids, start)
+        masks: dict[int | None, Tensor | None] = {}
+        for layer, block in enumerate(self.blocks):
+            window = self.config.layer_window(layer)
+            if window not in masks:
+                masks[window] = self._masks(
+                    length,
+                    start + length,
+                    window=window,
+                    key_documents=document_ids,
+                    dtype=_compute_dtype(hidden),
+                    device=hidden.device,
+                )
+            layer_cache = None if cache is None else cache.layers[layer]
+            hidden = block(hidden, cos, sin, masks[window], layer_cache)
+        return self.final_norm(hidden)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V), soft-capped where the config says so; arguments as ``backbone``."""
+        hidden = self.backbone(
+            input_ids, position_ids=position_ids, document_ids=document_ids, cache=cache
+        )
+        if self.head is None:
+            logits = F.linear(hidden, self.embedding.weight)
+        else:
+            logits = self.head(hidden)
+        cap = self.config.logit_softcap
+        if cap is not None:
+            logits = (cap * torch.tanh(logits.float() / cap)).to(logits.dtype)
+        return logits
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D): row v scores token v."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def num_parameters(self) -> int:
+        """Number of weights; a tied head counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self, seq_len: int, *, causal: bool = False) -> int:
+        """See :func:`lightning_llm.models.flops.flops_per_token`."""
+        return flops_per_token(self.config, seq_len, causal=causal)
+
+    def aux_loss(self) -> Tensor | None:
+        """Weighted load-balancing losses of the last training forward; None if dense."""
+        return None
+
+    def _check_length(self, start: int, length: int, cache: KVCache | None) -> None:
+        limit = self.config.max_seq_len if cache is None else cache.max_seq_len
+        if start + length > limit:
+            what = "the model's" if cache is None else "the cache's"
+            held = f"{start} cached and {length} new tokens" if start else f"{length} tokens"
+            raise ValueError(
+                f"{held} exceed {what} max_seq_len={limit}; use shorter sequences or a larger "
+                "max_seq_len"
+            )
+
+    def _embed(self, input_ids: Tensor, position_ids: Tensor | None, start: int) -> Tensor:
+        hidden = self.embedding(input_ids)
+        if self.config.embedding_scale != 1.0:
+            hidden = hidden * self.config.embedding_scale
+        length = input_ids.shape[1]
+        if self.position_embedding is not None:
+            if position_ids is None:
+                hidden = hidden + self.position_embedding.weight[start : start + length]
+            else:
+                hidden = hidden + self.position_embedding(position_ids)
+        elif self._sinusoidal is not None:
+            if position_ids is None:
+                table = self._sinusoidal.slice(start, length, hidden.device)
+            else:
+                table = self._sinusoidal.lookup(position_ids)
+            hidden = hidden + sinusoidal_embedding(*table).to(hidden.dtype)
+        dropout = self.config.dropout
+        return F.dropout(hidden, dropout, self.training) if dropout else hidden
+
+    def _rotation(
+        self, hidden: Tensor, position_ids: Tensor | None, start: int
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Cosine and sine (B or 1, T, 1, 1, R / 2), broadcast over groups and their heads."""
+        if self._rotary is None:
+            return None, None
+        if position_ids is None:
+            cos, sin = self._rotary.slice(start, hidden.shape[1], hidden.device)
+            cos, sin = cos[None], sin[None]
+        else:
+            cos, sin = self._rotary.lookup(position_ids)
+        return cos[:, :, None, None], sin[:, :, None, None]
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype attention runs in: autocast's where it is on."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
