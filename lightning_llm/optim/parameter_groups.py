@@ -1,0 +1,93 @@
+"""Splits a module's parameters by what they are, so that an optimizer can treat them by kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+_NORMS = (
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,
+)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+# Order of the groups; only matrices and an untied head are decayed.
+_KINDS = ("matrix", "head", "embedding", "vector")
+_DECAYED = frozenset({"matrix", "head"})
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Groups the trainable parameters of any module for an optimizer.
+
+    The kinds, in this order, empty ones left out:
+
+    - ``matrix``: weights of two or more dimensions (stacked expert weights have three).
+    - ``head``: an output projection that is not tied to the embedding: what ``head_weight`` or
+      ``get_output_embeddings()`` of the module names.
+    - ``embedding``: weights of ``nn.Embedding``, and with them a head tied to one.
+    - ``vector``: norms (torch's, or a class with "norm" in its name), biases, and every other
+      parameter of fewer than two dimensions.
+
+    Only ``matrix`` and ``head`` are decayed: decay pulls a norm's scale away from the 1 that it
+    means, and shrinks rare embeddings, which see no gradient, to nothing.
+
+    Args:
+        module: any ``nn.Module``, Hugging Face models included.
+
+    Returns:
+        ``{"params": [...], "kind": ...}`` per kind, in registration order, each parameter once;
+        with ``"weight_decay": 0.0`` for the kinds without decay. Frozen parameters are left out.
+
+    Raises:
+        ValueError: nothing in ``module`` is trainable.
+    """
+    kinds = _kinds_by_parameter(module)
+    groups: dict[str, list[Tensor]] = {kind: [] for kind in _KINDS}
+    for parameter in module.parameters():  # registration order, shared parameters once
+        if parameter.requires_grad:
+            groups[kinds[id(parameter)]].append(parameter)
+    if not any(groups.values()):
+        raise ValueError(
+            f"{type(module).__name__} has no parameter with requires_grad=True: nothing to optimize"
+        )
+    return [
+        {"params": parameters, "kind": kind} | ({} if kind in _DECAYED else {"weight_decay": 0.0})
+        for kind, parameters in groups.items()
+        if parameters
+    ]
+
+
+def _kinds_by_parameter(module: nn.Module) -> dict[int, str]:
+    """Kind of every parameter by identity; a shared one takes the least decayed of its roles."""
+    heads = _head_weights(module)
+    kinds: dict[int, str] = {}
+    for owner in module.modules():
+        for parameter in owner._parameters.values():
+            if parameter is None:
+                continue
+            kind = _kind(owner, parameter, heads)
+            known = kinds.get(id(parameter), kind)
+            kinds[id(parameter)] = max(kind, known, key=_KINDS.index)
+    return kinds
+
+
+def _kind(owner: nn.Module, parameter: Tensor, heads: set[int]) -> str:
+    if isinstance(owner, _EMBEDDINGS):
+        return "embedding"
+    if parameter.ndim < 2 or isinstance(owner, _NORMS) or "norm" in type(owner).__name__.lower():
+        return "vector"
+    return "head" if id(parameter) in heads else "matrix"
+
+
+def _head_weights(module: nn.Module) -> set[int]:
+    """Identities of the output projections that the module or a part of it declares."""
+    found: set[int] = set()
+    for part in module.modules():
+        weight = getattr(part, "head_weight", None)
+        if weight is None and callable(getattr(part, "get_output_embeddings", None)):
+            weight = getattr(part.get_output_embeddings(), "weight", None)
+        if isinstance(weight, Tensor):
+            found.add(id(weight))
+    return found
