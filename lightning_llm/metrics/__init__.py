@@ -1,0 +1,8 @@
+"""Metrics from sums: independent of batch size, padding and number of ranks."""
+
+from __future__ import annotations
+
+from lightning_llm.metrics.bits_per_byte import BitsPerByte
+from lightning_llm.metrics.perplexity import Perplexity
+
+__all__ = ["Perplexity", "BitsPerByte"]

@@ -1,0 +1,78 @@
+"""Export to the Hugging Face layout at the end of training."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
+
+
+class HFExport(Callback):
+    """Calls ``pl_module.save_pretrained(directory)`` when ``fit`` has ended without an error.
+
+    All ranks make the call, since gathering sharded weights takes all of them; the module is
+    expected to write on rank zero only. What would fail after days of training is checked before
+    the first step: that the module can export and that the directory can be written.
+
+    Args:
+        directory: Where to write. By default ``hf`` in the logger's directory, or ``hf_export``
+            in ``trainer.default_root_dir`` when there is no logger.
+        export_fn: ``export_fn(pl_module, directory)``, called instead of ``save_pretrained``.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        export_fn: Callable[[Any, Path], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.directory = Path(directory) if directory is not None else None
+        self.export_fn = export_fn
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.export_fn is None and not callable(getattr(pl_module, "save_pretrained", None)):
+            raise TypeError(
+                f"HFExport calls save_pretrained(directory), which {type(pl_module).__name__} does "
+                "not have. Add that method, or pass HFExport(export_fn=...), called as "
+                "export_fn(pl_module, directory)."
+            )
+        directory = self._resolved(trainer)  # on every rank: it may broadcast
+        if trainer.is_global_zero:
+            _probe(directory)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        directory = self._resolved(trainer)
+        if self.export_fn is not None:
+            self.export_fn(pl_module, directory)
+        else:
+            pl_module.save_pretrained(directory)  # type: ignore[operator]
+        trainer.strategy.barrier("HFExport")
+        rank_zero_info(f"Exported the model to {directory.resolve()}")
+
+    def _resolved(self, trainer: Trainer) -> Path:
+        if self.directory is not None:
+            return self.directory
+        log_dir = trainer.log_dir if trainer.loggers else None
+        if log_dir is not None:
+            return Path(log_dir) / "hf"
+        return Path(trainer.default_root_dir) / "hf_export"
+
+
+def _probe(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"HFExport cannot write to directory={str(directory)!r}: {error}. Choose another one."
+        ) from error

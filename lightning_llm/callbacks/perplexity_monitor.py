@@ -1,0 +1,178 @@
+"""Validation and test perplexity of any LightningModule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_llm.callbacks._batch import IGNORE_INDEX, count_targets, field, targets_of
+from lightning_llm.callbacks._likelihood import Likelihood, likelihood_of
+
+# Columns of the sums kept per dataloader.
+_NLL, _TOKENS, _BYTES, _BYTE_TOKENS = range(4)
+
+
+class PerplexityMonitor(Callback):
+    r"""Logs ``val_perplexity`` and ``test_perplexity`` (and bits per byte) of any LightningModule.
+
+    The value is :math:`\exp(\sum \mathrm{NLL} / \sum \mathrm{tokens})` in float64 over all
+    batches and ranks, so it does not depend on batch size, padding or number of ranks. What the
+    step returned decides where the sums come from, in this order:
+
+    1. ``nll_sum`` and ``num_tokens``;
+    2. ``logits`` (B, T, V), with the batch's ``shift_labels`` or Hugging Face ``labels``;
+    3. the mean ``loss`` (or a bare tensor), weighted by the batch's number of targets.
+
+    Bits per byte, NLL in bits over bytes of text, is logged as ``val_bits_per_byte`` when the
+    bytes are known: from ``num_bytes`` of the outputs, or from a table of bytes per token id
+    applied to the batch's targets. The NLL of special tokens counts, their bytes are zero.
+
+    With several dataloaders each has its own value, named the way Lightning does
+    (``val_perplexity/dataloader_idx_0``). Nothing is logged during the sanity check, and nothing
+    waits for the accelerator before the end of the epoch.
+
+    Args:
+        token_byte_lengths: (V,) bytes of text each token id stands for. By default that of
+            ``trainer.datamodule``, where there is one.
+    """
+
+    def __init__(self, token_byte_lengths: Any = None) -> None:
+        super().__init__()
+        self.token_byte_lengths = token_byte_lengths
+        self._byte_table: Tensor | None = None
+        self._sums: dict[int, Tensor] = {}
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    @override
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(pl_module, outputs, batch, dataloader_idx, "validation_step")
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(pl_module, outputs, batch, dataloader_idx, "test_step")
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, "val", len(trainer.num_val_batches))
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, "test", len(trainer.num_test_batches))
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._sums = {}
+        table = self.token_byte_lengths
+        if table is None:
+            table = getattr(getattr(trainer, "datamodule", None), "token_byte_lengths", None)
+        if table is not None:
+            table = torch.as_tensor(table, dtype=torch.int64).to(pl_module.device)
+        self._byte_table = table
+
+    def _add(
+        self, pl_module: LightningModule, outputs: Any, batch: Any, dataloader_idx: int, step: str
+    ) -> None:
+        likelihood = likelihood_of(outputs, batch, step=step)
+        if dataloader_idx not in self._sums:
+            self._sums[dataloader_idx] = _zeros(pl_module.device)
+        sums = self._sums[dataloader_idx]
+        sums[_NLL] += likelihood.nll_sum
+        sums[_TOKENS] += likelihood.num_tokens
+        self._add_bytes(sums, likelihood, outputs, batch)
+
+    def _add_bytes(self, sums: Tensor, likelihood: Likelihood, outputs: Any, batch: Any) -> None:
+        num_bytes = field(outputs, "num_bytes")
+        if num_bytes is not None:
+            sums[_BYTES] += num_bytes
+            sums[_BYTE_TOKENS] += likelihood.num_tokens
+            return
+        targets = targets_of(batch)
+        if self._byte_table is None or targets is None:
+            return
+        lengths = self._byte_table[targets.clamp(min=0)]
+        sums[_BYTES] += lengths.masked_fill(targets == IGNORE_INDEX, 0).sum()
+        sums[_BYTE_TOKENS] += count_targets(targets)
+
+    def _finish(
+        self, trainer: Trainer, pl_module: LightningModule, prefix: str, num_loaders: int
+    ) -> None:
+        if trainer.sanity_checking:
+            return
+        # A rank that saw no batch of a loader still takes part in the one reduction.
+        rows = [self._sums.get(i, _zeros(pl_module.device)) for i in range(num_loaders)]
+        total = trainer.strategy.reduce(torch.stack(rows), reduce_op="sum").tolist()
+        self._sums = {}
+        for index, sums in enumerate(total):
+            for name, value in _values(sums, prefix).items():
+                _log(trainer, pl_module, name, value, index if num_loaders > 1 else None)
+
+
+def _zeros(device: torch.device) -> Tensor:
+    """Four float64 sums; on the CPU where the device has no float64."""
+    return torch.zeros(4, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+
+
+def _values(sums: list[float], prefix: str) -> dict[str, float]:
+    nll, tokens, num_bytes, byte_tokens = sums
+    if tokens == 0:
+        rank_zero_warn(f"{prefix}_perplexity is NaN: no batch had a target token.")
+        return {f"{prefix}_perplexity": math.nan}
+    perplexity = torch.tensor(nll / tokens, dtype=torch.float64).exp().item()  # inf, no error
+    values = {f"{prefix}_perplexity": perplexity}
+    if num_bytes > 0:
+        if byte_tokens == tokens:
+            values[f"{prefix}_bits_per_byte"] = nll / (num_bytes * math.log(2))
+        else:
+            rank_zero_warn(
+                f"{prefix}_bits_per_byte is not logged: the bytes were counted over "
+                f"{byte_tokens:.0f} targets of the batches, the likelihood over {tokens:.0f}. "
+                "Return num_bytes from the step beside nll_sum and num_tokens."
+            )
+    return values
+
+
+def _log(
+    trainer: Trainer, pl_module: LightningModule, name: str, value: float, index: int | None
+) -> None:
+    """Log ``value`` like ``self.log`` would have, under the dataloader it belongs to."""
+    tensor = torch.tensor(value, dtype=torch.float64)
+    if index is None:
+        if trainer.world_size > 1:  # the ranks agree already; sync_dist keeps Lightning quiet
+            tensor = tensor.to(trainer.strategy.root_device)
+        pl_module.log(
+            name, tensor, prog_bar=name.endswith("_perplexity"), sync_dist=trainer.world_size > 1
+        )
+        return
+    # Lightning collects the values of a dataloader when that loader ends, and has no public way to
+    # add to them from the end of the epoch, where alone all ranks are known to meet.
+    name = f"{name}/dataloader_idx_{index}"
+    trainer.callback_metrics[name] = tensor
+    trainer._evaluation_loop._logged_outputs[index][name] = tensor
