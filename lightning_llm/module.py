@@ -35,7 +35,8 @@ class CausalLM(TokenLossModule):
 
     Args:
         config: A `TransformerConfig`, or a mapping of its fields.
-        optimizer: Called with parameter groups (see `lightning_llm.optim.parameter_groups`).
+        optimizer: Called with parameter groups (see `lightning_llm.optim.parameter_groups`);
+            `lightning_llm.optim.AdamW` when not given.
         lr_scheduler: Called with the optimizer; stepped once per optimizer step. Schedules that
             need the length of the run are told it by the trainer.
         vocab_size: Overrides ``config.vocab_size``; the command line links it to the data.
@@ -58,7 +59,7 @@ class CausalLM(TokenLossModule):
         self,
         config: TransformerConfig,
         *,
-        optimizer: OptimizerCallable = AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         vocab_size: int | None = None,
         max_tokens: int | None = None,
@@ -129,7 +130,7 @@ class CausalLM(TokenLossModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer on decay groups, and the schedule on the optimizer."""
-        optimizer = self.optimizer(parameter_groups(self.model))
+        optimizer = (self.optimizer or AdamW)(parameter_groups(self.model))
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:
         if not _is_message_to_user(error):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
@@ -90,8 +90,11 @@ def _is_message_to_user(error: BaseException) -> bool:
     """
     if os.environ.get("LIGHTNING_LLM_TRACEBACK"):
         return False
-    if type(error).__name__ == "MisconfigurationException":
-        return True
     frames = traceback.extract_tb(error.__traceback__)
-    package = Path(__file__).resolve().parents[1]
-    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(package)
+    raised_in = Path(frames[-1].filename).resolve() if frames else Path()
+    if raised_in.is_relative_to(Path(__file__).resolve().parents[1]):
+        return True
+    lightning_checks = isinstance(error, ValueError | TypeError) or (
+        type(error).__name__ == "MisconfigurationException"
+    )
+    return lightning_checks and "lightning" in raised_in.parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -58,31 +59,40 @@ def split_allow_import(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 class RecipeParser(LightningArgumentParser):
-    """A parser whose errors are one sentence, with the closest known key."""
+    """A parser whose errors are short, with the closest known key."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Write the message and a suggestion to standard error, and exit with status 2."""
-        import sys
-
+        message = _innermost_problem(message)
         sys.stderr.write(f"{self.prog}: error: {message}{self._suggestion(message)}\n")
         raise SystemExit(2)
 
     def _suggestion(self, message: str) -> str:
-        words = [word.strip("'\"`.,:()[]") for word in message.split()]
         known = _known_keys(self)
-        for word in words:
-            name = word.removeprefix("--").partition("=")[0]
-            if len(name) < 3 or name in known:
+        leaves = {key.rpartition(".")[2]: key for key in known}
+        for word in message.replace("=", " ").split():
+            leaf = word.strip("'\"`.,:()[]").removeprefix("--").rpartition(".")[2]
+            if len(leaf) < 3 or leaf in leaves:
                 continue
-            leaf = name.rpartition(".")[2]
-            close = get_close_matches(name, known, n=1, cutoff=0.8) if "." in name else []
-            if not close:
-                leaves = {key.rpartition(".")[2]: key for key in known}
-                found = get_close_matches(leaf, leaves, n=1, cutoff=0.85)
-                close = [leaves[found[0]]] if found and found[0] != leaf else []
+            close = get_close_matches(leaf, leaves, n=1, cutoff=0.8)
             if close:
-                return f"\ndid you mean {close[0]!r}?"
+                return f"\ndid you mean {leaves[close[0]]!r}?"
         return ""
+
+
+def _innermost_problem(message: str) -> str:
+    """Cut jsonargparse's report on every alternative of a type down to the one that was meant."""
+    lines = message.splitlines()
+    start = next((i for i, line in enumerate(lines) if "Problem with given class_path" in line), -1)
+    if start < 0:
+        return message
+    indent = len(lines[start]) - len(lines[start].lstrip())
+    kept = [lines[start].strip(" -").replace("Problem with given class_path", "class_path")]
+    for line in lines[start + 1 :]:
+        if len(line) - len(line.lstrip()) <= indent:
+            break
+        kept.append("  " + line.strip())
+    return "\n".join(kept)
 
 
 def _known_keys(parser: LightningArgumentParser) -> list[str]:
