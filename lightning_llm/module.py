@@ -9,7 +9,7 @@ nothing else to generate or export. To change one thing, subclass and override o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,10 @@ class CausalLM(TokenLossModule):
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return ``{"nll"}``: the negative log-likelihood of each target ``(B, T)``, 0 if ignored."""
@@ -287,7 +290,10 @@ def resolve_config(
 ) -> TransformerConfig:
     """Return a `TransformerConfig` from one or a mapping, with the data's vocabulary size."""
     if isinstance(config, Mapping):
-        config = TransformerConfig.from_mapping(config)
+        unknown = sorted(set(config) - {field.name for field in fields(TransformerConfig)})
+        if unknown:
+            raise ValueError(f"config has the unknown fields {unknown}; see TransformerConfig")
+        config = TransformerConfig(**config)
     if not isinstance(config, TransformerConfig):
         raise TypeError(
             f"config must be a TransformerConfig or a mapping of its fields, got {type(config)}"

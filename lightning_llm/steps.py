@@ -143,8 +143,10 @@ class TokenLossModule(L.LightningModule):
         if self._train_sums is None or step == self._logged_step or not self._is_log_step(step):
             return
         self._logged_step = step
-        sums = _sum_over_ranks(self._train_sums) if self._data_parallel_size() > 1 else (
-            self._train_sums
+        sums = (
+            _sum_over_ranks(self._train_sums)
+            if self._data_parallel_size() > 1
+            else (self._train_sums)
         )
         norm = self._grad_norm
         values = sums if norm is None else torch.cat((sums, norm.float().reshape(1)))

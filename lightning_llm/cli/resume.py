@@ -47,6 +47,8 @@ def _why_unreadable(file: Path) -> str | None:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unreadable'}"
+        return (
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unreadable'}"
+        )
     missing = [key for key in ("state_dict", "loops", "optimizer_states") if key not in checkpoint]
     return f"it lacks {', '.join(missing)}" if missing else None

@@ -40,7 +40,9 @@ def run_training(command: str, arguments: list[str]) -> int:
             resume, options.get("ckpt_path"), Path(cli.trainer.default_root_dir)
         )
     if command == "predict":
-        output = Path(options.pop("output") or Path(cli.trainer.default_root_dir, "predictions.jsonl"))
+        output = Path(
+            options.pop("output") or Path(cli.trainer.default_root_dir, "predictions.jsonl")
+        )
         batches = cli.trainer.predict(cli.model, datamodule=cli.datamodule, **options)
         return _write_predictions(batches or [], output)
     getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, **options)
@@ -156,7 +158,9 @@ def _write_predictions(batches: list[Any], output: Path) -> int:
 def _probe_output(trainer: L.Trainer) -> None:
     """Fail now, not after an hour, when a folder the run will write to cannot be written."""
     folders = {Path(trainer.default_root_dir)}
-    folders |= {Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)}
+    folders |= {
+        Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)
+    }
     folders |= {Path(log.save_dir) for log in trainer.loggers if log.save_dir}
     if not trainer.is_global_zero:
         return

@@ -1,0 +1,278 @@
+"""`CausalLM`: the gradient of a step, what it logs, and what its checkpoints carry."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_llm import CausalLM
+from lightning_llm.models import Transformer, TransformerConfig
+from lightning_llm.optim import AdamW, WarmupCosine
+from lightning_llm.steps import targets_of
+
+CONFIG = TransformerConfig(vocab_size=61, max_seq_len=16, n_layers=2, dim=32, n_heads=4)
+
+
+def make_rows(count: int, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Rows whose numbers of targets differ, so that a mean of means is visibly wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for index in range(count):
+        ids = torch.randint(0, 61, (17,), generator=generator)
+        labels = ids[1:].clone()
+        labels[: (index * 5) % 15] = -100
+        rows.append({"input_ids": ids[:-1], "shift_labels": labels})
+    return rows
+
+
+def trainer(**options: Any) -> L.Trainer:
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "max_epochs": 1,
+        "log_every_n_steps": 1,
+    }
+    return L.Trainer(**{**defaults, **options})
+
+
+class Gradients(L.Callback):
+    """Keeps the gradients of every step as the optimizer sees them."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        named = module.named_parameters()
+        self.steps.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+
+def reference_gradient(model: Transformer, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Gradient of total NLL / total targets over all rows, in float64 through plain logits."""
+    model = model.double()
+    model.zero_grad()
+    ids = torch.stack([row["input_ids"] for row in rows])
+    labels = torch.stack([row["shift_labels"] for row in rows])
+    loss = torch.nn.functional.cross_entropy(
+        model(ids).flatten(0, 1), labels.flatten(), ignore_index=-100
+    )
+    loss.backward()
+    return {f"model.{name}": p.grad.float() for name, p in model.named_parameters()}
+
+
+def sgd(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.0)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "windows"),
+    [(6, 1, [(0, 6)]), (2, 3, [(0, 6)]), (1, 4, [(0, 4), (4, 6)]), (2, 2, [(0, 4), (4, 6)])],
+)
+def test_gradient_of_a_step_is_per_target_token(
+    batch_size: int, accumulate: int, windows: list[tuple[int, int]]
+) -> None:
+    rows = make_rows(6)
+    module = CausalLM(CONFIG, optimizer=sgd)
+    gradients = Gradients()
+    trainer(accumulate_grad_batches=accumulate, callbacks=[gradients]).fit(
+        module, DataLoader(rows, batch_size=batch_size)
+    )
+    assert len(gradients.steps) == len(windows)
+    for seen, (start, stop) in zip(gradients.steps, windows, strict=True):
+        expected = reference_gradient(module.model, rows[start:stop])
+        assert seen.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(seen[name], value, rtol=2e-4, atol=2e-6)
+
+
+def test_mean_of_batch_means_would_be_seen() -> None:
+    """The tolerance above tells the token mean from the mean of means."""
+    rows = make_rows(6)
+    model = Transformer(CONFIG)
+    whole = reference_gradient(model, rows)["model.embedding.weight"]
+    halves = [
+        reference_gradient(model, part)["model.embedding.weight"] for part in (rows[:1], rows[1:])
+    ]
+    assert (sum(halves) / 2 - whole).abs().max() > 1e-4
+
+
+def test_batch_with_every_label_ignored_leaves_the_gradient_of_the_others() -> None:
+    rows = make_rows(2)
+    masked = {**rows[0], "shift_labels": torch.full((16,), -100)}
+    gradients = Gradients()
+    module = CausalLM(CONFIG, optimizer=sgd)
+    trainer(accumulate_grad_batches=2, callbacks=[gradients]).fit(
+        module, DataLoader([masked, rows[1]], batch_size=1)
+    )
+    expected = reference_gradient(module.model, rows[1:])
+    for name, value in expected.items():
+        torch.testing.assert_close(gradients.steps[0][name], value, rtol=2e-4, atol=2e-6)
+
+
+def test_hugging_face_labels_are_shifted() -> None:
+    ids = torch.randint(0, 61, (3, 9))
+    labels = ids.clone()
+    labels[1, :4] = -100
+    expected = torch.full((3, 9), -100)
+    expected[:, :-1] = labels[:, 1:]
+    assert torch.equal(targets_of({"input_ids": ids, "labels": labels}), expected)
+    with pytest.raises(KeyError, match="shift_labels"):
+        targets_of({"input_ids": ids})
+
+
+def test_clipping_and_logged_norm_match_torch(tmp_path: Any) -> None:
+    rows = make_rows(4)
+    module = CausalLM(CONFIG, optimizer=sgd)
+    seen: list[float] = []
+
+    class After(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            grads = [p.grad for p in module.parameters()]
+            seen.append(float(torch.stack([g.norm() for g in grads]).norm()))
+
+    run = trainer(gradient_clip_val=0.1, callbacks=[After()])
+    run.fit(module, DataLoader(rows, batch_size=4))
+    true = reference_gradient(module.model, rows)
+    norm = float(torch.stack([g.norm() for g in true.values()]).norm())
+    assert norm > 0.1
+    assert seen[0] == pytest.approx(0.1, rel=1e-3)
+    assert float(run.callback_metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
+
+
+def test_logged_losses_are_token_means() -> None:
+    rows = make_rows(5)
+    module = CausalLM(CONFIG, optimizer=sgd)
+    run = trainer(log_every_n_steps=3, num_sanity_val_steps=0)
+    run.fit(module, DataLoader(rows[:3], batch_size=1), DataLoader(rows, batch_size=2))
+    plain = torch.nn.functional.cross_entropy
+
+    def mean(part: list[dict[str, Tensor]]) -> float:
+        ids = torch.stack([row["input_ids"] for row in part])
+        labels = torch.stack([row["shift_labels"] for row in part])
+        with torch.no_grad():
+            return float(plain(module.model(ids).flatten(0, 1), labels.flatten()))
+
+    assert float(run.callback_metrics["train_loss"]) == pytest.approx(mean(rows[:3]), rel=1e-5)
+    assert float(run.callback_metrics["val_loss"]) == pytest.approx(mean(rows), rel=1e-6)
+
+
+def test_reported_loss_is_without_regularisers_and_gradient_with_them() -> None:
+    row = {key: value[None] for key, value in make_rows(1)[0].items()}
+    torch.manual_seed(0)
+    plain = CausalLM(CONFIG).train()
+    torch.manual_seed(0)
+    regularised = CausalLM(CONFIG, z_loss=0.1, label_smoothing=0.1).train()
+    nll, count = plain.compute_loss(row)
+    other, _ = regularised.compute_loss(row)
+    torch.testing.assert_close(other, nll)
+    other.backward()
+    logits = plain.model(row["input_ids"]).flatten(0, 1).double()
+    labels = row["shift_labels"].flatten()
+    expected = (
+        torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")
+        + 0.1 * (logits.logsumexp(-1) ** 2).sum()
+    )
+    expected.backward()
+    torch.testing.assert_close(
+        regularised.model.head_weight.grad, plain.model.head_weight.grad, rtol=1e-4, atol=1e-5
+    )
+    assert count == 16
+
+
+def test_max_tokens_sets_the_steps_and_the_schedule() -> None:
+    module = CausalLM(CONFIG, max_tokens=300, lr_scheduler=WarmupCosine)
+    run = trainer(max_epochs=-1, accumulate_grad_batches=2)
+    run.fit(module, DataLoader(make_rows(8), batch_size=2))
+    # 2 rows x 16 tokens x 2 micro-batches = 64 tokens a step; 300 tokens need 5 steps.
+    assert run.global_step == 5
+    assert run.lr_scheduler_configs[0].scheduler.total_steps == 5
+
+
+def test_schedule_learns_the_run_from_epochs_and_accumulation() -> None:
+    module = CausalLM(CONFIG, lr_scheduler=WarmupCosine)
+    run = trainer(max_epochs=2, accumulate_grad_batches=2)
+    run.fit(module, DataLoader(make_rows(5), batch_size=1))
+    assert run.lr_scheduler_configs[0].scheduler.total_steps == 6 == run.global_step
+
+
+def test_checkpoint_is_plain_data_and_enough_to_rebuild(tmp_path: Any) -> None:
+    module = CausalLM(CONFIG, z_loss=0.5)
+    run = trainer(max_steps=1, default_root_dir=tmp_path)
+    run.fit(module, DataLoader(make_rows(2), batch_size=2))
+    path = tmp_path / "a.ckpt"
+    run.save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)
+    assert saved["lightning_llm"]["config"] == asdict(CONFIG)
+    again = CausalLM.load_from_checkpoint(path)
+    assert again.config == CONFIG
+    assert again.z_loss == 0.5
+    for (name, a), b in zip(module.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_resume_refuses_another_architecture(tmp_path: Any) -> None:
+    run = trainer(max_steps=1, default_root_dir=tmp_path)
+    run.fit(CausalLM(CONFIG), DataLoader(make_rows(2), batch_size=2))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    other = CausalLM({**asdict(CONFIG), "n_layers": 3})
+    with pytest.raises(ValueError, match="n_layers: checkpoint 2, model 3"):
+        trainer(max_steps=2).fit(
+            other, DataLoader(make_rows(2), batch_size=2), ckpt_path=tmp_path / "a.ckpt"
+        )
+
+
+def test_subclass_changes_only_the_loss() -> None:
+    class Focal(CausalLM):
+        def compute_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+            nll_sum, num_tokens = super().compute_loss(batch)
+            return nll_sum * 2, num_tokens
+
+    gradients = Gradients()
+    module = Focal(CONFIG, optimizer=sgd)
+    trainer(callbacks=[gradients]).fit(module, DataLoader(make_rows(4), batch_size=4))
+    expected = reference_gradient(module.model, make_rows(4))
+    for name, value in expected.items():
+        torch.testing.assert_close(gradients.steps[0][name], 2 * value, rtol=2e-4, atol=4e-6)
+
+
+def test_no_decay_on_norms_and_embeddings() -> None:
+    module = CausalLM(CONFIG, optimizer=AdamW)
+    optimizer = module.configure_optimizers()
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in module.model.named_parameters():
+        matrix = parameter.ndim == 2 and "embedding" not in name
+        assert (decays[id(parameter)] > 0) == matrix, name
+
+
+def test_config_mapping_and_errors() -> None:
+    assert CausalLM({"vocab_size": 61, "n_layers": 1, "dim": 8, "n_heads": 2}).config.dim == 8
+    assert CausalLM(CONFIG, vocab_size=70).model.head_weight.shape == (70, 32)
+    with pytest.raises(ValueError, match="n_layres"):
+        CausalLM({"n_layres": 3})
+    with pytest.raises(TypeError, match="config must be"):
+        CausalLM(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_tokens=0"):
+        CausalLM(CONFIG, max_tokens=0)
+
+
+def test_predict_returns_the_likelihood_of_each_target() -> None:
+    rows = make_rows(3)
+    module = CausalLM(CONFIG)
+    [output] = trainer().predict(module, DataLoader(rows, batch_size=3))
+    ids = torch.stack([row["input_ids"] for row in rows])
+    labels = torch.stack([row["shift_labels"] for row in rows])
+    with torch.no_grad():
+        expected = torch.nn.functional.cross_entropy(
+            module.model(ids).transpose(1, 2), labels, reduction="none"
+        )
+    torch.testing.assert_close(output["nll"], expected, rtol=1e-4, atol=1e-5)
+    assert math.isclose(float(output["nll"][1, :5].sum()), 0.0)
