@@ -1,0 +1,201 @@
+"""Which tokenizer a run uses, how one is loaded, and what identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_llm.data.tokenizer_encoding import encode_texts, token_byte_lengths
+from lightning_llm.data.tokenizer_training import EOS_TOKEN, UNK_TOKEN, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = [
+    "EOS_TOKEN",
+    "UNK_TOKEN",
+    "TokenizerSpec",
+    "encode_texts",
+    "load_tokenizer",
+    "token_byte_lengths",
+    "tokenizer_fingerprint",
+    "train_tokenizer",
+    "vocabulary_size",
+]
+
+Algorithm = Literal["bpe", "unigram", "wordpiece", "word", "char", "byte"]
+Normalization = Literal["nfc", "nfkc"]
+
+_ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "byte")
+_SIZED = ("bpe", "unigram", "wordpiece", "word")
+_BYTE_LEVEL = ("bpe", "unigram", "byte")
+_DEFAULT_VOCAB_SIZE = 32_000
+# End-of-text tokens of published tokenizers whose bare tokenizer.json does not say which it is.
+_KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """A tokenizer to be trained on the corpus, or a pretrained one to be loaded.
+
+    ``bpe``, ``unigram`` and ``byte`` work on UTF-8 bytes: they encode any text and decode it back
+    exactly. ``wordpiece``, ``word`` and ``char`` turn what the corpus did not show into
+    ``<|unk|>``, and decode everything else exactly. Each has the end-of-text token
+    ``<|endoftext|>``, which is also the padding token.
+
+    Attributes:
+        algorithm: How text is cut; not looked at with ``pretrained``.
+        vocab_size: Number of ids, special tokens included; fewer if the corpus has not enough to
+            learn from. Default 32,000; ``char`` takes every character of the corpus unless it is
+            given, and ``byte`` has its fixed size.
+        pretrained: A name on the Hugging Face hub, a directory or a ``tokenizer.json``.
+        min_frequency: How often a merge or a word must occur to enter the vocabulary
+            (``bpe``, ``wordpiece``, ``word``).
+        special_tokens: Further special tokens, beside the end of text.
+        normalization: Unicode normal form applied before everything else; decoding gives the
+            normalised text.
+        max_training_bytes: Bound of the text learned from, sampled evenly over the corpus;
+            ``char`` counts all of it.
+
+    Raises:
+        ValueError: One error that lists every problem.
+    """
+
+    algorithm: Algorithm = "bpe"
+    vocab_size: int | None = None
+    pretrained: str | None = None
+    min_frequency: int = 2
+    special_tokens: Sequence[str] = ()
+    normalization: Normalization | None = None
+    max_training_bytes: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "special_tokens", tuple(self.special_tokens))
+        problems = self._problems()
+        if problems:
+            raise ValueError("TokenizerSpec: " + "; ".join(problems))
+        if self.pretrained is None and self.vocab_size is None and self.algorithm in _SIZED:
+            object.__setattr__(self, "vocab_size", _DEFAULT_VOCAB_SIZE)
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if self.algorithm not in _ALGORITHMS:
+            problems.append(f"algorithm={self.algorithm!r} must be one of {', '.join(_ALGORITHMS)}")
+        if self.normalization not in (None, "nfc", "nfkc"):
+            problems.append(f"normalization={self.normalization!r} must be 'nfc', 'nfkc' or None")
+        if self.min_frequency < 1:
+            problems.append(f"min_frequency={self.min_frequency} must be at least 1")
+        if self.max_training_bytes < 1:
+            problems.append(f"max_training_bytes={self.max_training_bytes} must be at least 1")
+        if len(set(self.special_tokens)) < len(self.special_tokens):
+            problems.append(f"special_tokens={list(self.special_tokens)} has duplicates")
+        for token in self.special_tokens:
+            if not isinstance(token, str) or len(token.strip()) < 2:
+                problems.append(
+                    f"special token {token!r} must be a string of at least 2 characters"
+                )
+            elif token in (EOS_TOKEN, UNK_TOKEN):
+                problems.append(f"special token {token!r} is always there; leave it out")
+        return problems + self._vocab_size_problems()
+
+    def _vocab_size_problems(self) -> list[str]:
+        size = self.vocab_size
+        if size is None:
+            return []
+        if self.pretrained is not None:
+            return [f"vocab_size={size} is set by pretrained={self.pretrained!r}; leave it out"]
+        if self.algorithm == "byte":
+            return [f"vocab_size={size} is fixed by algorithm='byte' (256 and the special tokens)"]
+        specials = len(self.special_tokens) + (1 if self.algorithm in _BYTE_LEVEL else 2)
+        least = specials + (256 if self.algorithm in _BYTE_LEVEL else 1)
+        if size < least:
+            return [
+                f"vocab_size={size} must be at least {least} for algorithm={self.algorithm!r}: "
+                f"{specials} special tokens and {least - specials} to start from"
+            ]
+        return []
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the fields and, if ``pretrained`` is local, of its JSON files."""
+        total = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        if self.pretrained is not None:
+            path = Path(self.pretrained).expanduser()
+            files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+            for file in files:
+                if file.is_file():
+                    total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        return total.hexdigest()
+
+
+def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerFast:
+    """Load a tokenizer that encodes whole texts and decodes them unchanged.
+
+    Truncation, padding and the clean-up of spaces are off; padding falls back to the end of text.
+
+    Args:
+        path_or_name: A directory with ``tokenizer.json``, that file, or a name on the hub.
+
+    Raises:
+        FileNotFoundError: A path that does not exist.
+        ValueError: It cannot be loaded, is a slow (pure Python) one or has no end-of-text token.
+    """
+    name = os.path.expanduser(os.fspath(path_or_name))
+    tokenizer = _load(name)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"tokenizer {name!r}: {type(tokenizer).__name__} has no tokenizer.json. Only fast "
+            "tokenizers (those of the `tokenizers` library) are used; convert it first."
+        )
+    if tokenizer.eos_token is None:
+        known = tokenizer.get_vocab()
+        eos = next((token for token in _KNOWN_EOS if token in known), None)
+        if eos is None:
+            raise ValueError(
+                f"tokenizer {name!r} has no end-of-text token. Set eos_token in its "
+                "tokenizer_config.json."
+            )
+        tokenizer.eos_token = eos
+    unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    if tokenizer.unk_token is None and unknown is not None:
+        tokenizer.unk_token = unknown
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def _load(name: str) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    local = os.path.exists(name)
+    if not local and (name.startswith((".", os.sep)) or name.count("/") > 1 or not name):
+        raise FileNotFoundError(f"tokenizer {name!r}: no such file or directory.")
+    try:
+        if os.path.isfile(name):
+            return PreTrainedTokenizerFast(tokenizer_file=name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # `tokenizers` raises bare Exception on a damaged file
+        where = "" if local else " (it is no local path, so it was looked up on the hub)"
+        raise ValueError(f"tokenizer {name!r} cannot be loaded{where}: {error}") from error
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the highest id plus one: how many rows an embedding needs, gaps included."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a SHA-256 of all that decides ids and text: it does not depend on the path."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend.pop("truncation", None)
+    backend.pop("padding", None)
+    roles = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad", "unk")}
+    content = json.dumps([backend, roles], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(content.encode()).hexdigest()
