@@ -131,6 +131,7 @@ class TokenLossModule(L.LightningModule):
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> int | None:
         """Before the first step: tell the schedule and the loop how long the run is."""
         if not self._run_length_known:
+            self._check_ids(batch)
             self._settle_run_length(batch)
             self._run_length_known = True
             if 0 <= self.trainer.max_steps <= self.trainer.global_step:
@@ -234,6 +235,20 @@ class TokenLossModule(L.LightningModule):
             )
         for scheduler in waiting:
             scheduler.set_total_steps(total)
+
+    def _check_ids(self, batch: Mapping[str, Tensor]) -> None:
+        """Refuse ids that have no row in the embedding; the first batch only, since it syncs."""
+        vocab_size = getattr(getattr(self, "config", None), "vocab_size", None)
+        if vocab_size is None:
+            return
+        ids = batch["input_ids"]
+        wrong = ((ids < 0) | (ids >= vocab_size)).nonzero()
+        if len(wrong):
+            row, position = wrong[0].tolist()
+            raise ValueError(
+                f"token id {int(ids[row, position])} at row {row}, position {position} of the "
+                f"first batch is outside the model's vocabulary of {vocab_size} ids"
+            )
 
     # ------------------------------------------------------------------ small facts
 

@@ -276,3 +276,69 @@ def test_predict_returns_the_likelihood_of_each_target() -> None:
         )
     torch.testing.assert_close(output["nll"], expected, rtol=1e-4, atol=1e-5)
     assert math.isclose(float(output["nll"][1, :5].sum()), 0.0)
+
+
+def test_left_padded_batch_of_a_hugging_face_collator_equals_the_unpadded() -> None:
+    ids = torch.randint(0, 61, (1, 9))
+    padded = {
+        "input_ids": torch.cat((torch.zeros(1, 4, dtype=torch.long), ids), 1),
+        "attention_mask": torch.tensor([[0] * 4 + [1] * 9]),
+        "labels": torch.cat((torch.full((1, 4), -100), ids), 1),
+    }
+    module = CausalLM(CONFIG).eval()
+    nll, count = module.compute_loss(module.on_before_batch_transfer(padded, 0))
+    expected, expected_count = module.compute_loss({"input_ids": ids, "labels": ids})
+    # The first real token is a target of padding in this collator's labels: leave it out.
+    assert count == expected_count + 1
+    with torch.no_grad():
+        first = module.model(torch.zeros(1, 1, dtype=torch.long)).log_softmax(-1)[0, 0, ids[0, 0]]
+    torch.testing.assert_close(nll + first, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_on_the_right_keeps_the_fast_path() -> None:
+    batch = {
+        "input_ids": torch.zeros(2, 4, dtype=torch.long),
+        "attention_mask": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]),
+    }
+    assert set(CausalLM(CONFIG).on_before_batch_transfer(batch, 0)) == {"input_ids"}
+    assert "attention_mask" in batch
+
+
+def test_ids_outside_the_vocabulary_are_named() -> None:
+    rows = make_rows(1)
+    rows[0]["input_ids"][3] = 61
+    with pytest.raises(ValueError, match="token id 61 at row 0, position 3"):
+        trainer().fit(CausalLM(CONFIG), DataLoader(rows))
+
+
+class SaveGradients(Gradients):
+    """Writes the gradients of the first step from rank zero."""
+
+    def __init__(self, path: Any) -> None:
+        super().__init__()
+        self.path = path
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        if trainer.is_global_zero:
+            torch.save(self.steps, self.path)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_two_processes_give_the_gradient_of_one(tmp_path: Any, accumulate: int) -> None:
+    rows = make_rows(6)
+    path = tmp_path / "gradients.pt"
+    torch.manual_seed(3)
+    module = CausalLM(CONFIG, optimizer=sgd)
+    trainer(
+        strategy="ddp_spawn",
+        devices=2,
+        accumulate_grad_batches=accumulate,
+        callbacks=[SaveGradients(path)],
+        use_distributed_sampler=True,
+    ).fit(module, DataLoader(rows, batch_size=3 // accumulate))
+    [step] = torch.load(path, weights_only=True)
+    torch.manual_seed(3)
+    expected = reference_gradient(CausalLM(CONFIG).model, rows)
+    for name, value in expected.items():
+        torch.testing.assert_close(step[name], value, rtol=2e-4, atol=2e-6)

@@ -7,7 +7,7 @@ import os
 import sys
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.cli import LightningCLI
@@ -96,7 +96,7 @@ class RecipeCLI(LightningCLI):
         if self.command == "fit":
             add(
                 "--resume",
-                type=Literal["auto", "must", "never"],
+                type=Resume,
                 default="never",
                 help="Continue from the newest checkpoint under trainer.default_root_dir.",
             )
@@ -133,9 +133,8 @@ def _prepare(cli: RecipeCLI) -> int:
         if cli.config["verify"]:
             store.verify()
         checked = ", checksums right" if cli.config["verify"] else ""
-        sys.stderr.write(
-            f"{name}: {len(store):,} documents, {store.num_tokens:,} tokens{checked}: {store.path}\n"
-        )
+        size = f"{len(store):,} documents, {store.num_tokens:,} tokens{checked}"
+        sys.stderr.write(f"{name}: {size}: {store.path}\n")
     sys.stderr.write(f"vocabulary: {data.vocab_size:,} ids\n")
     return 0
 
@@ -176,6 +175,3 @@ def _probe_output(trainer: L.Trainer) -> None:
                 f"trainer.default_root_dir, or the logger's or checkpoint callback's folder, to "
                 f"one that can"
             ) from error
-
-
-__all__ = ["Resume", "RecipeCLI", "run_training"]
