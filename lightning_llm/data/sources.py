@@ -72,11 +72,10 @@ def expand_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     unique: dict[str, str] = {}
     for file in sorted(found, key=os.path.abspath):
         unique.setdefault(os.path.realpath(file), file)
-    files = [Path(file) for file in unique.values()]
-    for file in files:
+    for file in unique.values():
         if not os.access(file, os.R_OK):
             raise PermissionError(f"{file}: no permission to read it.")
-    return files
+    return [Path(file) for file in unique.values()]
 
 
 def _expand(pattern: str | Path) -> list[str]:

@@ -146,8 +146,8 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int
     lengths = np.zeros(max(vocab.values()) + 1, np.int64)
     for token, index in vocab.items():
         lengths[index] = size(token)
-    for index, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items():
-        lengths[index] = 0 if token.special else len(token.content.encode())
+    for index, added in tokenizer.backend_tokenizer.get_added_tokens_decoder().items():
+        lengths[index] = 0 if added.special else len(added.content.encode())
     for index in (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         if index is not None:
             lengths[index] = 0

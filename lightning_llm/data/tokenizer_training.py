@@ -50,8 +50,9 @@ _WORD_SPLIT = (
 def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Train the tokenizer of ``spec``.
 
-    The result is a function of ``spec`` and ``texts`` alone. ``save_pretrained`` writes it so that
-    ``transformers.AutoTokenizer`` loads it.
+    The result is a function of ``spec`` and ``texts`` alone, but for ``unigram``: its trainer goes
+    through a hash table in random order, so that two trainings may differ a little.
+    ``save_pretrained`` writes it so that ``transformers.AutoTokenizer`` loads it.
 
     Args:
         spec: Algorithm and sizes.
@@ -127,21 +128,25 @@ def _normalizer(spec: TokenizerSpec) -> Any:
     return {None: None, "nfc": normalizers.NFC(), "nfkc": normalizers.NFKC()}[spec.normalization]
 
 
-def _fit(backend: Tokenizer, trainer: Any, spec: TokenizerSpec, texts: Iterable[str]) -> Tokenizer:
+def _sample(spec: TokenizerSpec, texts: Iterable[str]) -> list[str]:
     sample = sample_evenly(texts, spec.max_training_bytes)
     if not sample:
         raise ValueError("no text to train the tokenizer on: every document is empty.")
-    backend.normalizer = _normalizer(spec)
+    return sample
+
+
+def _fit(backend: Tokenizer, trainer: Any, sample: list[str]) -> Tokenizer:
     # Batches, so that the workers do not wait for Python at every text.
     batches = (sample[i : i + 256] for i in range(0, len(sample), 256))
     backend.train_from_iterator(batches, trainer)
     return backend
 
 
-def _byte_level(model: Any) -> Tokenizer:
+def _byte_level(model: Any, spec: TokenizerSpec) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 
     backend = Tokenizer(model)
+    backend.normalizer = _normalizer(spec)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_BYTE_LEVEL_SPLIT), "isolated"),
@@ -155,6 +160,7 @@ def _byte_level(model: Any) -> Tokenizer:
 def _build_bpe(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) -> Tokenizer:
     from tokenizers import models, pre_tokenizers, trainers
 
+    assert spec.vocab_size is not None
     trainer = trainers.BpeTrainer(
         vocab_size=spec.vocab_size,
         min_frequency=spec.min_frequency,
@@ -163,56 +169,76 @@ def _build_bpe(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) -
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    return _fit(_byte_level(models.BPE()), trainer, spec, texts)
+    return _fit(_byte_level(models.BPE(), spec), trainer, _sample(spec, texts))
 
 
 def _build_unigram(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) -> Tokenizer:
     from tokenizers import models, pre_tokenizers, trainers
 
+    assert spec.vocab_size is not None
     trainer = trainers.UnigramTrainer(
         vocab_size=spec.vocab_size,
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    return _fit(_byte_level(models.Unigram()), trainer, spec, texts)
+    return _fit(_byte_level(models.Unigram(), spec), trainer, _sample(spec, texts))
 
 
 def _build_wordpiece(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) -> Tokenizer:
+    """Learn the pieces in two passes, so that two trainings agree.
+
+    The trainer numbers the letters that continue a word in the order of a randomly seeded hash
+    table, and breaks ties between merges by these numbers. The first pass finds the letters, the
+    second gets them in order.
+    """
     from tokenizers import decoders, models, trainers
 
     assert spec.vocab_size is not None
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=spec.vocab_size,
-        min_frequency=spec.min_frequency,
-        special_tokens=specials,
-        # A letter takes two ids, one to begin a word and one to continue it, and none are dropped
-        # to keep to vocab_size.
-        limit_alphabet=max(1, (spec.vocab_size - len(specials)) // 2),
-        continuing_subword_prefix=CONTINUATION,
-        show_progress=False,
-    )
-    backend = _words(models.WordPiece(unk_token=UNK_TOKEN))
+    sample = _sample(spec, texts)
+    # A letter takes up to two ids, one to begin a word and one to continue it, and the trainer
+    # drops none to keep to vocab_size.
+    letters_at_most = max(1, (spec.vocab_size - len(specials)) // 2)
+
+    def vocabulary(size: int, fixed: list[str]) -> dict[str, int]:
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=size,
+            min_frequency=spec.min_frequency,
+            special_tokens=fixed,
+            limit_alphabet=letters_at_most,
+            continuing_subword_prefix=CONTINUATION,
+            show_progress=False,
+        )
+        return _fit(
+            _words(models.WordPiece(unk_token=UNK_TOKEN), spec), trainer, sample
+        ).get_vocab()
+
+    letters = sorted(piece for piece in vocabulary(0, []) if piece.startswith(CONTINUATION))
+    vocab = vocabulary(spec.vocab_size, specials + letters)
+    backend = _words(models.WordPiece(vocab, unk_token=UNK_TOKEN), spec)
     backend.decoder = decoders.Sequence([decoders.Replace(CONTINUATION, ""), decoders.Fuse()])
-    return _fit(backend, trainer, spec, texts)
+    return backend
 
 
 def _build_word(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) -> Tokenizer:
     from tokenizers import models, trainers
 
+    assert spec.vocab_size is not None
     trainer = trainers.WordLevelTrainer(
         vocab_size=spec.vocab_size,
         min_frequency=spec.min_frequency,
         special_tokens=specials,
         show_progress=False,
     )
-    return _fit(_words(models.WordLevel(unk_token=UNK_TOKEN)), trainer, spec, texts)
+    model = models.WordLevel(unk_token=UNK_TOKEN)
+    return _fit(_words(model, spec), trainer, _sample(spec, texts))
 
 
-def _words(model: Any) -> Tokenizer:
+def _words(model: Any, spec: TokenizerSpec) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 
     backend = Tokenizer(model)
+    backend.normalizer = _normalizer(spec)
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD_SPLIT), "isolated")
     backend.decoder = decoders.Fuse()
     return backend
@@ -249,9 +275,7 @@ def _build_byte(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) 
     from lightning_llm.data.tokenizer_encoding import BYTE_OF_CHARACTER
 
     vocab = BYTE_OF_CHARACTER | {token: 256 + index for index, token in enumerate(specials)}
-    backend = _byte_level(models.BPE(vocab, []))
-    backend.normalizer = _normalizer(spec)
-    return backend
+    return _byte_level(models.BPE(vocab, []), spec)
 
 
 _BUILDERS = {
