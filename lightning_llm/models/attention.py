@@ -1,7 +1,7 @@
 """Causal self-attention with grouped keys and values.
 
 Shapes: B batch, T new tokens, S all tokens, D model width, H query heads, G key/value heads,
-Dh head width.
+R = H / G query heads per key head, Dh head width.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from lightning_llm.models.positions import rotate
 
 
 class Attention(nn.Module):
-    """Self-attention whose queries, keys and values come from one matrix product.
+    """Scaled dot-product attention; queries, keys and values come from one matrix product.
 
-    The rows of ``qkv.weight`` are grouped by key/value head: for each, its H / G query heads,
-    then its key head, then its value head, Dh rows each. A split of the rows between devices is
-    then a split of the heads.
+    The rows of ``qkv.weight`` are grouped by key/value head: for each, its R query heads, then
+    its key head, then its value head, Dh rows each. A split of the rows between devices is then
+    a split of the heads.
     """
+
+    score_scale: float | None = None  # of query-key products; None: 1 / sqrt(Dh)
 
     def __init__(self, config: TransformerConfig, *, residual_std: float) -> None:
         super().__init__()
@@ -58,39 +60,48 @@ class Attention(nn.Module):
 
         Args:
             x: Normed hidden states.
-            cos: Rotation table, see :func:`~lightning_llm.models.positions.rotate`; None: no
+            cos: Rotation table (B or 1, T, 1, 1, half the rotated components); None: no
                 rotation.
             sin: As ``cos``.
             mask: Additive, (B or 1, H or 1, T, S); None: causal.
             cache: Keys and values of earlier tokens, which the new ones are added to.
         """
-        query, key, value = self.project(x, cos, sin)
-        if cache is not None:
-            key, value = cache.append(key, value)
-        y = self.attend(query, key, value, mask)  # (B, H, T, Dh)
-        return self.out(y.transpose(1, 2).flatten(2))
-
-    def project(
-        self, x: Tensor, cos: Tensor | None, sin: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, Dh), and keys and values (B, G, T, Dh)."""
         batch, length, _ = x.shape
         per_group = self.n_heads // self.n_kv_heads
         grouped = self.qkv(x).view(batch, length, -1, per_group + 2, self.head_dim)
-        query, key, value = grouped.split((per_group, 1, 1), dim=3)
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = grouped.split((per_group, 1, 1), dim=3)  # (B, T, G, R or 1, Dh)
+        query, key = self.normalize(query, key)
         if cos is not None and sin is not None:
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        return (
-            query.flatten(2, 3).transpose(1, 2),
-            key.flatten(2, 3).transpose(1, 2),
-            value.flatten(2, 3).transpose(1, 2),
-        )
+        query, key, value = (y.flatten(2, 3).transpose(1, 2) for y in (query, key, value))
+        if cache is not None:
+            key, value = cache.append(key, value)
+        y = self.attend(query, key, value, mask)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def normalize(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Norms heads (B, T, G, R or 1, Dh) before they are rotated."""
+        if self.q_norm is not None and self.k_norm is not None:
+            return self.q_norm(query), self.k_norm(key)
+        return query, key
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Softmax-weighted means of the values, (B, H, T, Dh)."""
-        n_queries, n_keys = query.shape[2], key.shape[2]
+        """Softmax-weighted means of the values.
+
+        Args:
+            query: (B, H, T, Dh).
+            key: (B, G, S, Dh); the last query is at the last key's position.
+            value: (B, G, S, Dh).
+            mask: As in ``forward``.
+
+        Returns:
+            (B, H, T, Dh).
+        """
+        if mask is not None and query.is_cuda:
+            # The kernel that takes masks on most GPUs knows no grouped heads; asking for both
+            # would fall back to one that keeps all scores (github.com/pytorch/pytorch/pull/191085).
+            per_group = self.n_heads // self.n_kv_heads
+            key, value = (y.repeat_interleave(per_group, dim=1) for y in (key, value))
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -98,6 +109,7 @@ class Attention(nn.Module):
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             # Without a mask either all tokens are new, or there is one that sees everything.
-            is_causal=mask is None and n_queries == n_keys,
+            is_causal=mask is None and query.shape[2] == key.shape[2],
+            scale=self.score_scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )

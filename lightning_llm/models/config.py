@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_llm.models.presets import PRESETS
-from lightning_llm.models.validation import GATED_MLPS, find_problems
+from lightning_llm.models.validation import find_problems
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,16 @@ class TransformerConfig:
                 object.__setattr__(self, name, value)
 
     def _default_hidden_dim(self) -> int:
-        if self.mlp not in GATED_MLPS:
+        if not self.gated:
             return 4 * self.dim
         # 8/3 keeps the parameters of a gated layer (three matrices) at those of a plain one (two
         # of 4 dim); the multiple of 64 fills GPU tiles.
         return -(-8 * self.dim // (3 * 64)) * 64
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layer multiplies with a gate (three matrices, not two)."""
+        return self.mlp in ("swiglu", "geglu")
 
     @property
     def rotary_dim(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lightning_llm.models.config import TransformerConfig
-from lightning_llm.models.validation import GATED_MLPS
 
 
 def matmul_parameters(config: TransformerConfig) -> int:
@@ -16,7 +15,7 @@ def matmul_parameters(config: TransformerConfig) -> int:
     assert config.head_dim is not None
     assert config.hidden_dim is not None
     attention = config.dim * config.head_dim * 2 * (config.n_heads + config.n_kv_heads)
-    expert = (3 if config.mlp in GATED_MLPS else 2) * config.dim * config.hidden_dim
+    expert = (3 if config.gated else 2) * config.dim * config.hidden_dim
     if config.n_experts:
         mlp = config.n_experts_per_token * expert + config.n_experts * config.dim
     else:

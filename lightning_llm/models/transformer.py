@@ -5,60 +5,19 @@ Shapes: B batch, T sequence, D model width, V vocabulary, S all tokens (with cac
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_llm.models.attention import Attention
-from lightning_llm.models.cache import KVCache, LayerCache
+from lightning_llm.models.block import Block
+from lightning_llm.models.cache import KVCache
 from lightning_llm.models.config import TransformerConfig
-from lightning_llm.models.feed_forward import FeedForward, GatedFeedForward
 from lightning_llm.models.flops import flops_per_token
 from lightning_llm.models.linear import Embedding, Linear
 from lightning_llm.models.masks import MaskBuilder
 from lightning_llm.models.norms import build_norm
 from lightning_llm.models.positions import rotary_table, sinusoidal_embedding, sinusoidal_table
-from lightning_llm.models.validation import GATED_MLPS
-
-
-class Block(nn.Module):
-    """One pre-norm layer: attention and feed-forward, each added to the residual stream."""
-
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
-        super().__init__()
-        depth = config.n_layers if config.initializer == "gpt2" else layer + 1
-        residual_std = config.init_std / math.sqrt(2 * depth)
-        self.parallel = config.parallel_residual
-        self.attention_norm = build_norm(config)
-        self.attention = Attention(config, residual_std=residual_std)
-        self.mlp_norm = None if config.shared_norm else build_norm(config)
-        mlp = GatedFeedForward if config.mlp in GATED_MLPS else FeedForward
-        self.mlp = mlp(config, residual_std=residual_std)
-        self.dropout = config.dropout
-
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor | None = None,
-        sin: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """Maps (B, T, D) to (B, T, D); the arguments are those of Attention."""
-        normed = self.attention_norm(x)
-        attended = self._drop(self.attention(normed, cos, sin, mask, cache))
-        if self.parallel:
-            if self.mlp_norm is not None:
-                normed = self.mlp_norm(x)
-            return x + attended + self._drop(self.mlp(normed))
-        x = x + attended
-        assert self.mlp_norm is not None
-        return x + self._drop(self.mlp(self.mlp_norm(x)))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+from lightning_llm.models.precision import compute_dtype
 
 
 class Transformer(nn.Module):
@@ -81,6 +40,7 @@ class Transformer(nn.Module):
         if device.type != "meta":
             self.to_empty(device=device)
             self.reset_parameters()
+        self._router_losses: list[Tensor] = []
         self._masks = MaskBuilder(config)
         self._rotary = rotary_table(config) if config.positions == "rope" else None
         self._sinusoidal = sinusoidal_table(config) if config.positions == "sinusoidal" else None
@@ -135,6 +95,7 @@ class Transformer(nn.Module):
         hidden = self._embed(input_ids, position_ids, start)
         cos, sin = self._rotation(hidden, position_ids, start)
         masks: dict[int | None, Tensor | None] = {}
+        router_losses: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             window = self.config.layer_window(layer)
             if window not in masks:
@@ -143,11 +104,14 @@ class Transformer(nn.Module):
                     start + length,
                     window=window,
                     key_documents=document_ids,
-                    dtype=_compute_dtype(hidden),
+                    dtype=compute_dtype(hidden),
                     device=hidden.device,
                 )
             layer_cache = None if cache is None else cache.layers[layer]
-            hidden = block(hidden, cos, sin, masks[window], layer_cache)
+            hidden, router_loss = block(hidden, cos, sin, masks[window], layer_cache)
+            if router_loss is not None:
+                router_losses.append(router_loss)
+        self._router_losses = router_losses if self.training else []
         return self.final_norm(hidden)
 
     def forward(
@@ -162,10 +126,8 @@ class Transformer(nn.Module):
         hidden = self.backbone(
             input_ids, position_ids=position_ids, document_ids=document_ids, cache=cache
         )
-        if self.head is None:
-            logits = F.linear(hidden, self.embedding.weight)
-        else:
-            logits = self.head(hidden)
+        head = self.head
+        logits = F.linear(hidden, self.embedding.weight) if head is None else head(hidden)
         cap = self.config.logit_softcap
         if cap is not None:
             logits = (cap * torch.tanh(logits.float() / cap)).to(logits.dtype)
@@ -185,8 +147,14 @@ class Transformer(nn.Module):
         return flops_per_token(self.config, seq_len, causal=causal)
 
     def aux_loss(self) -> Tensor | None:
-        """Weighted load-balancing losses of the last training forward; None if dense."""
-        return None
+        """Weighted sum of the layers' load-balancing losses in the last training forward.
+
+        A float32 scalar to add to the mean loss per token; None for a dense model, and after a
+        forward in evaluation mode.
+        """
+        if not self._router_losses:
+            return None
+        return self.config.router_aux_loss_weight * torch.stack(self._router_losses).sum()
 
     def _check_length(self, start: int, length: int, cache: KVCache | None) -> None:
         limit = self.config.max_seq_len if cache is None else cache.max_seq_len
@@ -229,11 +197,3 @@ class Transformer(nn.Module):
         else:
             cos, sin = self._rotary.lookup(position_ids)
         return cos[:, :, None, None], sin[:, :, None, None]
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype attention runs in: autocast's where it is on."""
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return hidden.dtype

@@ -12,7 +12,6 @@ from lightning_llm.models.rope_scaling import rope_scaling_problems
 if TYPE_CHECKING:
     from lightning_llm.models.config import TransformerConfig
 
-GATED_MLPS = ("swiglu", "geglu")
 CHOICES = {
     "positions": ("rope", "learned", "sinusoidal", "alibi", "none"),
     "norm": ("rmsnorm", "layernorm"),
@@ -20,50 +19,46 @@ CHOICES = {
     "attention_score": ("dot", "cosine", "additive"),
     "initializer": ("gpt2", "depth_scaled"),
 }
-_POSITIVE = [
-    "vocab_size",
-    "max_seq_len",
-    "n_layers",
-    "dim",
-    "n_heads",
-    "n_kv_heads",
-    "head_dim",
-    "hidden_dim",
-    "rope_theta",
-    "norm_eps",
-    "sliding_window",
-    "sliding_window_pattern",
-    "embedding_scale",
-    "logit_softcap",
-    "n_experts_per_token",
-    "init_std",
-]
+_NOT_NEGATIVE = ("n_experts", "router_aux_loss_weight")
+_FRACTIONS = ("dropout", "rotary_fraction")
+
+Problem = tuple[str, str]  # names of the fields involved, separated by spaces; the message
 
 
 def find_problems(config: TransformerConfig) -> list[str]:
     """Returns every problem of ``config``, each with the value and the remedy."""
-    problems = list(_type_problems(config))
-    if problems:
-        return problems  # comparisons below would fail on wrong types
-    problems = list(_range_problems(config))
-    if problems:
-        return problems + list(_rope_problems(config))
-    return [
-        *_shape_problems(config),
-        *_rope_problems(config),
-        *_combination_problems(config),
-    ]
+    messages = []
+    wrong: set[str] = set()
+    # Later checks compare fields with each other: one already known to be wrong takes its
+    # default, and what they say about it is dropped.
+    checked = config
+    for check in (_type_problems, _range_problems, _shape_problems, _combination_problems):
+        found = [(names.split(), text) for names, text in check(checked)]
+        found = [(names, text) for names, text in found if wrong.isdisjoint(names)]
+        messages += [text for _, text in found]
+        if check in (_type_problems, _range_problems):
+            wrong |= {name for names, _ in found for name in names}
+            checked = _with_defaults(config, wrong)
+    return messages
 
 
-def _type_problems(config: TransformerConfig) -> Iterator[str]:
+def _with_defaults(config: TransformerConfig, names: set[str]) -> TransformerConfig:
+    copy = object.__new__(type(config))
+    for field in dataclasses.fields(config):
+        value = field.default if field.name in names else getattr(config, field.name)
+        object.__setattr__(copy, field.name, value)
+    return copy
+
+
+def _type_problems(config: TransformerConfig) -> Iterator[Problem]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         annotation = str(field.type)  # a string: annotations are postponed
         if value is None and annotation.endswith("| None"):
             continue
-        kind = annotation.removesuffix(" | None")
-        if not _is_instance(value, kind):
-            yield f"{field.name}={value!r} must be {annotation}, not {type(value).__name__}"
+        if not _is_instance(value, annotation.removesuffix(" | None")):
+            message = f"{field.name}={value!r} must be {annotation}, not {type(value).__name__}"
+            yield field.name, message
 
 
 def _is_instance(value: Any, kind: str) -> bool:
@@ -72,83 +67,112 @@ def _is_instance(value: Any, kind: str) -> bool:
     if kind == "int":
         return isinstance(value, int) and not isinstance(value, bool)
     if kind == "float":
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, dict if kind.startswith("dict") else str)
 
 
-def _range_problems(config: TransformerConfig) -> Iterator[str]:
-    for name, choices in CHOICES.items():
-        if getattr(config, name) not in choices:
-            yield f"{name}={getattr(config, name)!r} is unknown; use one of {', '.join(choices)}"
-    for name in _POSITIVE:
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            yield f"{name}={value} must be positive"
-    for name in ("n_experts", "router_aux_loss_weight"):
-        if getattr(config, name) < 0:
-            yield f"{name}={getattr(config, name)} must not be negative"
-    if not 0 <= config.dropout < 1:
-        yield f"dropout={config.dropout} must be at least 0 and below 1"
-    if not 0 < config.rotary_fraction <= 1:
-        yield f"rotary_fraction={config.rotary_fraction} must be above 0 and at most 1"
+def _range_problems(config: TransformerConfig) -> Iterator[Problem]:
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if name in CHOICES:
+            if value not in CHOICES[name]:
+                choices = ", ".join(CHOICES[name])
+                yield name, f"{name}={value!r} is unknown; use one of {choices}"
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        elif not math.isfinite(value):
+            yield name, f"{name}={value} must be a finite number"
+        elif name in _NOT_NEGATIVE:
+            if value < 0:
+                yield name, f"{name}={value} must not be negative"
+        elif name in _FRACTIONS:
+            if name == "dropout" and not 0 <= value < 1:
+                yield name, f"dropout={value} must be at least 0 and below 1"
+            if name == "rotary_fraction" and not 0 < value <= 1:
+                yield name, f"rotary_fraction={value} must be above 0 and at most 1"
+        elif value <= 0:
+            yield name, f"{name}={value} must be positive"
 
 
-def _shape_problems(config: TransformerConfig) -> Iterator[str]:
-    heads, groups = config.n_heads, config.n_kv_heads or config.n_heads
-    if config.head_dim is None and config.dim % heads:
+def _shape_problems(config: TransformerConfig) -> Iterator[Problem]:
+    dim, heads, groups = config.dim, config.n_heads, config.n_kv_heads or config.n_heads
+    if config.head_dim is None and dim % heads:
+        nearest = -(-dim // heads) * heads
         yield (
-            f"dim={config.dim} is not a multiple of n_heads={heads}; "
-            f"use dim={-(-config.dim // heads) * heads} or set head_dim"
+            "dim n_heads head_dim",
+            f"dim={dim} is not a multiple of n_heads={heads}; use dim={nearest} or set head_dim",
         )
     if heads % groups:
-        divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+        divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         yield (
-            f"n_heads={heads} is not a multiple of n_kv_heads={groups}; "
-            f"use n_kv_heads of {', '.join(map(str, divisors))}"
+            "n_heads n_kv_heads",
+            f"n_heads={heads} is not a multiple of n_kv_heads={groups}; use one of {divisors}",
         )
-    head_dim = config.head_dim or config.dim // heads
-    rotary_dim = int(head_dim * config.rotary_fraction)
-    if config.positions == "rope" and (rotary_dim % 2 or rotary_dim == 0):
+    head_dim = config.head_dim or dim // heads
+    rotated = int(head_dim * config.rotary_fraction)
+    if config.positions == "rope" and (rotated % 2 or rotated == 0):
         yield (
-            f"RoPE rotates pairs, but head_dim={head_dim} with "
-            f"rotary_fraction={config.rotary_fraction} leaves {rotary_dim} components; "
-            "choose them so that the product is even and not 0"
+            "positions head_dim dim n_heads rotary_fraction",
+            f"RoPE rotates pairs, but head_dim={head_dim} times "
+            f"rotary_fraction={config.rotary_fraction} leaves {rotated} component(s); "
+            "choose them so that the product is even and not 0",
         )
-    if config.positions == "sinusoidal" and config.dim % 2:
-        yield f"dim={config.dim} must be even with positions='sinusoidal'; use {config.dim + 1}"
+    if config.positions == "sinusoidal" and dim % 2:
+        yield (
+            "positions dim",
+            f"dim={dim} must be even with positions='sinusoidal'; use {dim + 1}",
+        )
 
 
-def _rope_problems(config: TransformerConfig) -> Iterator[str]:
-    if config.positions == "rope":
-        if config.rope_scaling is not None:
-            yield from rope_scaling_problems(config.rope_scaling)
-        return
-    for name, default in (("rope_scaling", None), ("rotary_fraction", 1.0)):
-        if getattr(config, name) != default:
-            yield (
-                f"{name}={getattr(config, name)} has no effect with "
-                f"positions={config.positions!r}; remove it or use positions='rope'"
-            )
-
-
-def _combination_problems(config: TransformerConfig) -> Iterator[str]:
+def _combination_problems(config: TransformerConfig) -> Iterator[Problem]:
+    if config.positions != "rope":
+        for name, default in (("rope_scaling", None), ("rotary_fraction", 1.0)):
+            value = getattr(config, name)
+            if value != default:
+                yield (
+                    f"positions {name}",
+                    f"{name}={value} has no effect with positions={config.positions!r}; "
+                    "remove it or use positions='rope'",
+                )
+    elif config.rope_scaling is not None:
+        for message in rope_scaling_problems(config.rope_scaling):
+            yield "rope_scaling", message
     if config.shared_norm and not config.parallel_residual:
-        yield "shared_norm=True needs parallel_residual=True; set both or neither"
-    if config.sliding_window_pattern is not None and config.sliding_window is None:
         yield (
-            f"sliding_window_pattern={config.sliding_window_pattern} needs sliding_window; "
-            "set both or neither"
+            "shared_norm parallel_residual",
+            "shared_norm=True needs parallel_residual=True; set both or neither",
         )
-    if config.sliding_window_pattern == 1:
-        yield "sliding_window_pattern=1 leaves no layer with a window; remove sliding_window"
+    pattern = config.sliding_window_pattern
+    if pattern is not None and config.sliding_window is None:
+        yield (
+            "sliding_window_pattern sliding_window",
+            f"sliding_window_pattern={pattern} needs sliding_window; set both or neither",
+        )
+    elif pattern == 1:
+        yield (
+            "sliding_window_pattern",
+            "sliding_window_pattern=1 leaves no layer with a window; use 2 or more, or remove it "
+            "together with sliding_window",
+        )
     if config.qk_norm and config.attention_score == "cosine":
-        yield "qk_norm=True repeats what attention_score='cosine' does; remove one of them"
-    if config.n_experts:
-        if config.n_experts_per_token > config.n_experts:
-            yield (
-                f"n_experts_per_token={config.n_experts_per_token} exceeds "
-                f"n_experts={config.n_experts}; use at most {config.n_experts}"
-            )
-        if config.mlp_bias:
-            yield "mlp_bias=True is not available with n_experts > 0; set mlp_bias=False"
+        yield (
+            "qk_norm attention_score",
+            "qk_norm=True repeats what attention_score='cosine' does; remove one of them",
+        )
+    yield from _expert_problems(config)
+
+
+def _expert_problems(config: TransformerConfig) -> Iterator[Problem]:
+    if not config.n_experts:
+        return
+    if config.n_experts_per_token > config.n_experts:
+        yield (
+            "n_experts n_experts_per_token",
+            f"n_experts_per_token={config.n_experts_per_token} exceeds "
+            f"n_experts={config.n_experts}; use at most {config.n_experts}",
+        )
+    if config.mlp_bias:
+        yield (
+            "n_experts mlp_bias",
+            f"mlp_bias=True is not available with n_experts={config.n_experts}; use False",
+        )

@@ -1,0 +1,82 @@
+"""One layer of the Transformer.
+
+Shapes: B batch, T new tokens, S all tokens, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_llm.models.attention_scores import ATTENTIONS
+from lightning_llm.models.cache import LayerCache
+from lightning_llm.models.config import TransformerConfig
+from lightning_llm.models.feed_forward import FeedForward, GatedFeedForward
+from lightning_llm.models.moe import MixtureOfExperts
+from lightning_llm.models.norms import build_norm
+
+
+class Block(nn.Module):
+    """Attention and feed-forward layer, each normed before and added to the residual stream.
+
+    All blocks of a model are alike and take tensors only, so that they can be compiled,
+    checkpointed and sharded one by one.
+    """
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        depth = config.n_layers if config.initializer == "gpt2" else layer + 1
+        residual_std = config.init_std / math.sqrt(2 * depth)
+        attention = ATTENTIONS[config.attention_score]
+        self.parallel = config.parallel_residual
+        self.dropout = config.dropout
+        self.attention_norm = build_norm(config)
+        self.attention = attention(config, residual_std=residual_std)
+        self.mlp_norm = None if config.shared_norm else build_norm(config)
+        self.mlp: FeedForward | MixtureOfExperts
+        if config.n_experts:
+            self.mlp = MixtureOfExperts(config, residual_std=residual_std)
+        elif config.gated:
+            self.mlp = GatedFeedForward(config, residual_std=residual_std)
+        else:
+            self.mlp = FeedForward(config, residual_std=residual_std)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the new residual stream (B, T, D) and the router's loss, None if dense.
+
+        Args:
+            x: (B, T, D).
+            cos: As ``sin``, ``mask`` and ``cache``: see
+                :meth:`~lightning_llm.models.attention.Attention.forward`.
+            sin: See ``cos``.
+            mask: See ``cos``.
+            cache: See ``cos``.
+        """
+        normed = self.attention_norm(x)
+        attended = self._drop(self.attention(normed, cos, sin, mask, cache))
+        if self.parallel:
+            if self.mlp_norm is not None:
+                normed = self.mlp_norm(x)
+            x = x + attended
+        else:
+            x = x + attended
+            assert self.mlp_norm is not None
+            normed = self.mlp_norm(x)
+        router_loss = None
+        if isinstance(self.mlp, MixtureOfExperts):
+            y, router_loss = self.mlp(normed)
+        else:
+            y = self.mlp(normed)
+        return x + self._drop(y), router_loss
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
