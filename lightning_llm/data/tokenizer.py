@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,8 +80,15 @@ class TokenizerSpec:
         problems = self._problems()
         if problems:
             raise ValueError("TokenizerSpec: " + "; ".join(problems))
-        if self.pretrained is None and self.vocab_size is None and self.algorithm in _SIZED:
-            object.__setattr__(self, "vocab_size", _DEFAULT_VOCAB_SIZE)
+
+    @property
+    def max_vocab_size(self) -> int:
+        """``vocab_size``, or what stands for it where it is not given."""
+        # Kept out of the field: a default written into a parser's configuration would come back
+        # as if the user had set it, and clash with `pretrained` or algorithm="byte".
+        if self.vocab_size is not None:
+            return self.vocab_size
+        return _DEFAULT_VOCAB_SIZE if self.algorithm in _SIZED else sys.maxsize
 
     def _problems(self) -> list[str]:
         problems = []
@@ -108,9 +116,13 @@ class TokenizerSpec:
         if size is None:
             return []
         if self.pretrained is not None:
-            return [f"vocab_size={size} is set by pretrained={self.pretrained!r}; leave it out"]
+            return [
+                f"vocab_size={size} is set by pretrained={self.pretrained!r}; leave it out (null)"
+            ]
         if self.algorithm == "byte":
-            return [f"vocab_size={size} is fixed by algorithm='byte' (256 and the special tokens)"]
+            return [
+                f"vocab_size={size} is fixed by algorithm='byte' (256 and the special tokens); leave it out (null)"
+            ]
         specials = len(self.special_tokens) + (1 if self.algorithm in _BYTE_LEVEL else 2)
         least = specials + (256 if self.algorithm in _BYTE_LEVEL else 1)
         if size < least:

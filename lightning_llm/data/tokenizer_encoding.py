@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-_BATCH_CHARACTERS = 1 << 22
+_BATCH_CHARACTERS_PER_CORE = 1 << 19
+_CHARACTERS = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated"}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -49,6 +53,9 @@ def encode_texts(
             special token but its id.
     """
     backend = tokenizer.backend_tokenizer
+    by_table = _table_encoder(backend)
+    if by_table is not None:
+        return [by_table(text) for text in _checked(texts)]
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True  # "encode them as text", in spite of its name
     try:
@@ -58,12 +65,41 @@ def encode_texts(
         backend.encode_special_tokens = before
 
 
+def _table_encoder(backend: Tokenizer) -> Callable[[str], npt.NDArray[np.int32]] | None:
+    """Return the encoder for vocabularies of single characters or bytes: one table look-up each.
+
+    Same ids as the backend's, a hundred times as fast; None where the backend is needed.
+    """
+    from tokenizers import models
+
+    if backend.normalizer is not None or backend.pre_tokenizer is None:
+        return None
+    if not all(token.special for token in backend.get_added_tokens_decoder().values()):
+        return None
+    split = json.loads(backend.pre_tokenizer.__getstate__()).items()
+    if isinstance(backend.model, models.WordLevel) and _CHARACTERS.items() <= split:
+        vocab = backend.get_vocab()
+        table = np.full(sys.maxunicode + 1, vocab[backend.model.unk_token], np.int32)
+        for token, index in vocab.items():
+            if len(token) == 1:
+                table[ord(token)] = index
+        return lambda text: table[np.frombuffer(text.encode("utf-32-le"), "<u4")]
+    if isinstance(backend.model, models.BPE) and _BYTES.items() <= split:
+        model = json.loads(backend.model.__getstate__())
+        if not model["merges"] and BYTE_OF_CHARACTER.keys() <= model["vocab"].keys():
+            order = sorted(BYTE_OF_CHARACTER, key=BYTE_OF_CHARACTER.__getitem__)
+            table = np.array([model["vocab"][character] for character in order], np.int32)
+            return lambda text: table[np.frombuffer(text.encode(), np.uint8)]
+    return None
+
+
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     """The backend holds some 100 bytes for each token of a batch until it is done."""
+    limit = _BATCH_CHARACTERS_PER_CORE * min(16, os.cpu_count() or 1)
     batch: list[str] = []
     size = 0
     for text in texts:
-        if batch and size + len(text) > _BATCH_CHARACTERS:
+        if batch and size + len(text) > limit:
             yield batch
             batch, size = [], 0
         batch.append(text)
@@ -87,7 +123,8 @@ def _encode(
     try:
         encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
     except TypeError:
-        raise ValueError(_not_text(texts)) from None
+        list(_checked(texts))
+        raise
     arrays = [np.array(encoding.ids, np.int32) for encoding in encodings]
     # A special token whose name the model's own vocabulary can spell (sentencepiece's "</s>") still
     # comes out as its id. Rare, so looked for in one pass over the batch.
@@ -116,15 +153,17 @@ def _encode_in_parts(
     return np.concatenate([_encode_in_parts(backend, part, reserved) for part in parts])
 
 
-def _not_text(texts: list[str]) -> str:
+def _checked(texts: Sequence[str]) -> Iterator[str]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            return f"texts[{index}]: expected a string, got {type(text).__name__}."
+            raise TypeError(f"texts[{index}]: expected a string, got {type(text).__name__}.")
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            return f"texts[{index}]: lone surrogate at character {error.start} is not text."
-    return "the tokenizer refused the texts."
+            raise ValueError(
+                f"texts[{index}]: character {error.start} is a lone surrogate, which is not text."
+            ) from None
+        yield text
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int64] | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lightning_llm.data.tokenizer_encoding import BYTE_OF_CHARACTER
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,7 +23,6 @@ CONTINUATION = "##"
 
 _LOG = logging.getLogger(__name__)
 _CHUNK_CHARACTERS = 1 << 14
-_CODE_POINTS = 0x110000
 
 # Pre-tokens of the byte-level algorithms, after GPT-2's and GPT-4's: letters with what precedes
 # them, numbers by three digits, runs of punctuation. Indentation joins its line end, which takes
@@ -160,9 +162,8 @@ def _byte_level(model: Any, spec: TokenizerSpec) -> Tokenizer:
 def _build_bpe(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) -> Tokenizer:
     from tokenizers import models, pre_tokenizers, trainers
 
-    assert spec.vocab_size is not None
     trainer = trainers.BpeTrainer(
-        vocab_size=spec.vocab_size,
+        vocab_size=spec.max_vocab_size,
         min_frequency=spec.min_frequency,
         special_tokens=specials,
         # Without the whole alphabet, bytes the corpus did not show would vanish in silence.
@@ -175,9 +176,8 @@ def _build_bpe(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) -
 def _build_unigram(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) -> Tokenizer:
     from tokenizers import models, pre_tokenizers, trainers
 
-    assert spec.vocab_size is not None
     trainer = trainers.UnigramTrainer(
-        vocab_size=spec.vocab_size,
+        vocab_size=spec.max_vocab_size,
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -194,11 +194,10 @@ def _build_wordpiece(spec: TokenizerSpec, specials: list[str], texts: Iterable[s
     """
     from tokenizers import decoders, models, trainers
 
-    assert spec.vocab_size is not None
     sample = _sample(spec, texts)
     # A letter takes up to two ids, one to begin a word and one to continue it, and the trainer
     # drops none to keep to vocab_size.
-    letters_at_most = max(1, (spec.vocab_size - len(specials)) // 2)
+    letters_at_most = max(1, (spec.max_vocab_size - len(specials)) // 2)
 
     def vocabulary(size: int, fixed: list[str]) -> dict[str, int]:
         trainer = trainers.WordPieceTrainer(
@@ -214,7 +213,7 @@ def _build_wordpiece(spec: TokenizerSpec, specials: list[str], texts: Iterable[s
         ).get_vocab()
 
     letters = sorted(piece for piece in vocabulary(0, []) if piece.startswith(CONTINUATION))
-    vocab = vocabulary(spec.vocab_size, specials + letters)
+    vocab = vocabulary(spec.max_vocab_size, specials + letters)
     backend = _words(models.WordPiece(vocab, unk_token=UNK_TOKEN), spec)
     backend.decoder = decoders.Sequence([decoders.Replace(CONTINUATION, ""), decoders.Fuse()])
     return backend
@@ -223,9 +222,8 @@ def _build_wordpiece(spec: TokenizerSpec, specials: list[str], texts: Iterable[s
 def _build_word(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) -> Tokenizer:
     from tokenizers import models, trainers
 
-    assert spec.vocab_size is not None
     trainer = trainers.WordLevelTrainer(
-        vocab_size=spec.vocab_size,
+        vocab_size=spec.max_vocab_size,
         min_frequency=spec.min_frequency,
         special_tokens=specials,
         show_progress=False,
@@ -249,7 +247,7 @@ def _build_char(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) 
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     normalizer = _normalizer(spec)
-    counts = np.zeros(_CODE_POINTS, np.int64)
+    counts = np.zeros(sys.maxunicode + 1, np.int64)
     for text in _chunks(texts):
         normal = normalizer.normalize_str(text) if normalizer else text
         points = np.frombuffer(normal.encode("utf-32-le"), "<u4")
@@ -257,7 +255,7 @@ def _build_char(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) 
         counts[seen] += times
     if not counts.any():
         raise ValueError("no text to train the tokenizer on: every document is empty.")
-    room = _CODE_POINTS if spec.vocab_size is None else spec.vocab_size - len(specials)
+    room = spec.max_vocab_size - len(specials)
     frequent = np.argsort(-counts, kind="stable")[: min(room, np.count_nonzero(counts))]
     tokens = [*specials, *map(chr, np.sort(frequent))]
     vocab = {token: index for index, token in enumerate(tokens)}
@@ -270,12 +268,14 @@ def _build_char(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) 
 
 def _build_byte(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) -> Tokenizer:
     """Id b for byte b, and the special tokens from 256 on; nothing is learned from the texts."""
-    from tokenizers import models
-
-    from lightning_llm.data.tokenizer_encoding import BYTE_OF_CHARACTER
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     vocab = BYTE_OF_CHARACTER | {token: 256 + index for index, token in enumerate(specials)}
-    return _byte_level(models.BPE(vocab, []), spec)
+    backend = Tokenizer(models.BPE(vocab, []))
+    backend.normalizer = _normalizer(spec)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
 
 
 _BUILDERS = {
