@@ -25,7 +25,7 @@ class Likelihood(NamedTuple):
     """Sums over the targets of one batch: tensors (0-dim) or Python numbers."""
 
     nll_sum: Tensor | float  # nats
-    num_tokens: Tensor | int
+    num_tokens: Tensor | float
 
 
 def has_sums(outputs: Any) -> bool:
@@ -51,7 +51,7 @@ def likelihood_of(outputs: Any, batch: Any, *, step: str) -> Likelihood:
         ValueError: If the outputs and the batch together do not determine the likelihood.
     """
     if has_sums(outputs):
-        return Likelihood(_detached(field(outputs, "nll_sum")), field(outputs, "num_tokens"))
+        return Likelihood(_total(field(outputs, "nll_sum")), _total(field(outputs, "num_tokens")))
     targets = targets_of(batch)
     logits = logits_of(outputs)
     if logits is not None and targets is not None:
@@ -101,5 +101,5 @@ def _from_logits(logits: Tensor, targets: Tensor) -> Likelihood:
     return Likelihood(torch.stack(parts).sum(), count_targets(targets))
 
 
-def _detached(value: Tensor | float) -> Tensor | float:
-    return value.detach() if isinstance(value, Tensor) else value
+def _total(value: Tensor | float) -> Tensor | float:
+    return sum_float64(value.detach()) if isinstance(value, Tensor) else value

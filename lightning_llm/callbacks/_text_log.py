@@ -18,7 +18,7 @@ def log_samples(loggers: Iterable[Any], samples: list[Sample], step: int) -> Non
             rows = [[step, prompt, text] for prompt, text in samples]
             logger.log_text("samples", columns=["step", "prompt", "text"], data=rows, step=step)
             continue
-        experiment = getattr(logger, "experiment", None)
+        experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_text"):  # TensorBoard
             for index, (prompt, text) in enumerate(samples):
                 experiment.add_text(f"samples/{index}", _markdown(prompt, text), global_step=step)

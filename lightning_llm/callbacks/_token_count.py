@@ -45,6 +45,10 @@ class TokenCount:
             tokens, seq_len = found
             self._counts[seq_len] = self._counts.get(seq_len, 0) + tokens
 
+    def clear(self) -> None:
+        """Forget what was counted."""
+        self._counts = {}
+
     def drain(self) -> dict[int, int]:
         """Tokens by sequence length, and start anew. Waits for the device, once."""
         on_device = {k: v for k, v in self._counts.items() if isinstance(v, Tensor)}
@@ -52,5 +56,5 @@ class TokenCount:
         if on_device:
             values = torch.stack([v.to(torch.int64) for v in on_device.values()]).tolist()
             result.update(zip(on_device, values))
-        self._counts = {}
+        self.clear()
         return result

@@ -12,7 +12,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_llm.callbacks._batch import IGNORE_INDEX, count_targets, field, targets_of
+from lightning_llm.callbacks._distinct import EvaluationStep, without_repetition
 from lightning_llm.callbacks._likelihood import Likelihood, likelihood_of
+from lightning_llm.callbacks._sampler_padding import (
+    LoaderPadding,
+    evaluation_loaders,
+    loader_padding,
+)
 
 # Columns of the sums kept per dataloader.
 _NLL, _TOKENS, _BYTES, _BYTE_TOKENS = range(4)
@@ -37,6 +43,11 @@ class PerplexityMonitor(Callback):
     (``val_perplexity/dataloader_idx_0``). Nothing is logged during the sanity check, and nothing
     waits for the accelerator before the end of the epoch.
 
+    A ``DistributedSampler`` repeats samples when the ranks cannot share the dataset evenly; the
+    repetitions are not counted. Where the step returns sums rather than logits, it therefore runs
+    a second time on the last batch, without the repeated row; what it logs then is dropped, and
+    its torchmetrics are put back.
+
     Args:
         token_byte_lengths: (V,) bytes of text each token id stands for. By default that of
             ``trainer.datamodule``, where there is one.
@@ -46,15 +57,16 @@ class PerplexityMonitor(Callback):
         super().__init__()
         self.token_byte_lengths = token_byte_lengths
         self._byte_table: Tensor | None = None
+        self._padding: list[LoaderPadding | None] = []
         self._sums: dict[int, Tensor] = {}
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
+        self._start(trainer)
 
     @override
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
+        self._start(trainer)
 
     @override
     def on_validation_batch_end(
@@ -66,7 +78,8 @@ class PerplexityMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._add(pl_module, outputs, batch, dataloader_idx, "validation_step")
+        ran = EvaluationStep("validation_step", outputs, batch, batch_idx, dataloader_idx)
+        self._add(trainer, pl_module, ran)
 
     @override
     def on_test_batch_end(
@@ -78,35 +91,45 @@ class PerplexityMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._add(pl_module, outputs, batch, dataloader_idx, "test_step")
+        ran = EvaluationStep("test_step", outputs, batch, batch_idx, dataloader_idx)
+        self._add(trainer, pl_module, ran)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module, "val", len(trainer.num_val_batches))
+        if not trainer.sanity_checking:
+            self._finish(trainer, pl_module, "val", trainer.num_val_batches)
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module, "test", len(trainer.num_test_batches))
+        self._finish(trainer, pl_module, "test", trainer.num_test_batches)
 
-    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _start(self, trainer: Trainer) -> None:
         self._sums = {}
+        self._padding = [loader_padding(loader) for loader in evaluation_loaders(trainer)]
         table = self.token_byte_lengths
         if table is None:
             table = getattr(getattr(trainer, "datamodule", None), "token_byte_lengths", None)
         if table is not None:
-            table = torch.as_tensor(table, dtype=torch.int64).to(pl_module.device)
+            table = torch.as_tensor(table, dtype=torch.int64).to(trainer.strategy.root_device)
         self._byte_table = table
 
-    def _add(
-        self, pl_module: LightningModule, outputs: Any, batch: Any, dataloader_idx: int, step: str
-    ) -> None:
-        likelihood = likelihood_of(outputs, batch, step=step)
-        if dataloader_idx not in self._sums:
-            self._sums[dataloader_idx] = _zeros(pl_module.device)
-        sums = self._sums[dataloader_idx]
+    def _add(self, trainer: Trainer, pl_module: LightningModule, ran: EvaluationStep) -> None:
+        index = ran.dataloader_idx
+        padding = self._padding[index] if self._padding else None
+        padded_batch = padding.batch(ran.batch_idx) if padding is not None else None
+        if padded_batch is not None:
+            is_one_of_many = len(self._padding) > 1
+            distinct = without_repetition(trainer, pl_module, ran, padded_batch, is_one_of_many)
+            if distinct is None:
+                return
+            ran = distinct
+        likelihood = likelihood_of(ran.outputs, ran.batch, step=ran.name)
+        if index not in self._sums:
+            self._sums[index] = _zeros(trainer.strategy.root_device)
+        sums = self._sums[index]
         sums[_NLL] += likelihood.nll_sum
         sums[_TOKENS] += likelihood.num_tokens
-        self._add_bytes(sums, likelihood, outputs, batch)
+        self._add_bytes(sums, likelihood, ran.outputs, ran.batch)
 
     def _add_bytes(self, sums: Tensor, likelihood: Likelihood, outputs: Any, batch: Any) -> None:
         num_bytes = field(outputs, "num_bytes")
@@ -122,15 +145,22 @@ class PerplexityMonitor(Callback):
         sums[_BYTE_TOKENS] += count_targets(targets)
 
     def _finish(
-        self, trainer: Trainer, pl_module: LightningModule, prefix: str, num_loaders: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prefix: str,
+        num_batches: list[int | float],
     ) -> None:
-        if trainer.sanity_checking:
-            return
-        # A rank that saw no batch of a loader still takes part in the one reduction.
-        rows = [self._sums.get(i, _zeros(pl_module.device)) for i in range(num_loaders)]
+        """Reduce once and log. ``num_batches`` is per dataloader, and the same on all ranks."""
+        num_loaders = max(1, len(self._padding))
+        # A rank that saw no batch of a loader takes part all the same.
+        zeros = _zeros(trainer.strategy.root_device)
+        rows = [self._sums.get(index, zeros) for index in range(num_loaders)]
         total = trainer.strategy.reduce(torch.stack(rows), reduce_op="sum").tolist()
         self._sums = {}
         for index, sums in enumerate(total):
+            if num_batches[index] == 0:
+                continue
             for name, value in _values(sums, prefix).items():
                 _log(trainer, pl_module, name, value, index if num_loaders > 1 else None)
 
@@ -175,4 +205,5 @@ def _log(
     # add to them from the end of the epoch, where alone all ranks are known to meet.
     name = f"{name}/dataloader_idx_{index}"
     trainer.callback_metrics[name] = tensor
-    trainer._evaluation_loop._logged_outputs[index][name] = tensor
+    per_loader = trainer._evaluation_loop._logged_outputs  # shorter if a loader was empty
+    per_loader[min(index, len(per_loader) - 1)][name] = tensor
