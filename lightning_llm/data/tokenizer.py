@@ -65,6 +65,7 @@ class TokenizerSpec:
 
     Raises:
         ValueError: One error that lists every problem.
+        TypeError: ``special_tokens`` is a single string.
     """
 
     algorithm: Algorithm = "bpe"
@@ -76,6 +77,10 @@ class TokenizerSpec:
     max_training_bytes: int = 100_000_000
 
     def __post_init__(self) -> None:
+        if isinstance(self.special_tokens, str):
+            raise TypeError(
+                f"special_tokens={self.special_tokens!r} must be a list of strings, not a string."
+            )
         object.__setattr__(self, "special_tokens", tuple(self.special_tokens))
         problems = self._problems()
         if problems:
