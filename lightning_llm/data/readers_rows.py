@@ -80,14 +80,14 @@ def read_jsonl(
 
 def _parse_line(line: bytes, where: str, offset: int, errors: DecodeErrors) -> Any:
     try:
-        decoded = line.decode("utf-8", "replace" if errors == "replace" else "strict")
+        decoded = line.rstrip().decode("utf-8", "replace" if errors == "replace" else "strict")
     except UnicodeDecodeError as error:
         raise invalid_utf8(where, error, offset + error.start) from None
     try:
         return json.loads(decoded)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{where}: not valid JSON: {error.msg} at column {error.colno}. Expected one JSON "
+            f"{where}: not valid JSON: {error.msg} at column {error.pos + 1}. Expected one JSON "
             f"object a line, got {decoded[:60]!r}."
         ) from None
     except (ValueError, RecursionError) as error:
