@@ -5,7 +5,9 @@ Shapes: N tokens, D model width, V vocabulary, C tokens of a chunk.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from lightning_llm.losses.softmax_rows import LossTerms, loss_rows_
 
 # Logits of one chunk. A GPU wants at least a few thousand tokens per matrix product; a CPU is at
 # full speed from a few hundred, and the smaller the chunk the less memory.
-_CHUNK_BYTES = {"cpu": 64 * 2**20}
+_CHUNK_BYTES = {"cpu": 32 * 2**20}
 _CHUNK_BYTES_ACCELERATOR = 2**30
 _MIN_CHUNK = {"cpu": 128}
 _MIN_CHUNK_ACCELERATOR = 2048
@@ -100,6 +102,29 @@ class _WeightGradient:
         return self.total.to(self.dtype)
 
 
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _uses_triton(dtype: torch.dtype, device: torch.device) -> bool:
+    """Triton needs a GPU of compute capability 7 (Volta) and has no use for float64."""
+    return (
+        device.type == "cuda"
+        and dtype != torch.float64
+        and _has_triton()
+        and torch.cuda.get_device_capability(device)[0] >= 7
+    )
+
+
+def _logit_buffer(rows: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if _uses_triton(dtype, device):
+        from lightning_llm.losses.triton_rows import padded_logits
+
+        return padded_logits(rows, vocab_size, dtype, device)
+    return torch.empty((rows, vocab_size), dtype=dtype, device=device)
+
+
 def _logit_gradient_(
     logits: Tensor,
     labels: Tensor,
@@ -114,6 +139,11 @@ def _logit_gradient_(
 
     16-bit logits pass through one float32 block, and their gradient is rounded back in place.
     """
+    if _uses_triton(logits.dtype, logits.device):
+        from lightning_llm.losses.triton_rows import triton_loss_rows_
+
+        loss[:], nll[:] = triton_loss_rows_(logits, labels, bias, row_weights, terms, with_gradient)
+        return
     rows, vocab_size = logits.shape
     step = max(1, _block_elements(logits.device.type) // vocab_size)
     exact = logits.dtype == loss.dtype
@@ -174,7 +204,7 @@ def chunked_cross_entropy(
     grad_weight = _WeightGradient(weight, compute_dtype, n_chunks) if wanted.weight else None
     grad_bias = torch.zeros(vocab_size, dtype=wide, device=device) if wanted.bias else None
 
-    buffer = torch.empty((chunk_size, vocab_size), dtype=compute_dtype, device=device)
+    buffer = _logit_buffer(chunk_size, vocab_size, compute_dtype, device)
     for start in range(0, num_tokens, chunk_size):
         part = slice(start, min(start + chunk_size, num_tokens))
         states = hidden[part].to(compute_dtype)
