@@ -1,0 +1,105 @@
+"""Check what :func:`~lightning_llm.generation.generate` is given, and resolve its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def length_limits(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int
+) -> list[int]:
+    """How many tokens each prompt may get.
+
+    Raises:
+        ValueError: A prompt is empty or leaves no room for a token.
+    """
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompts[{number}] has no token; give it at least one")
+        if len(prompt) >= max_seq_len:
+            raise ValueError(
+                f"prompts[{number}] has {len(prompt)} tokens and the model's max_seq_len is "
+                f"{max_seq_len}, so there is no room for a continuation; shorten the prompt, for "
+                f"example to its last {max_seq_len // 2} tokens"
+            )
+    return [min(max_new_tokens, max_seq_len - len(prompt)) for prompt in prompts]
+
+
+def eos_ids(eos_token_id: int | Sequence[int] | None, tokenizer: Any) -> list[int]:
+    """The ids that end a sequence: those given, else the tokenizer's, else none."""
+    if eos_token_id is None:
+        eos_token_id = getattr(tokenizer, "eos_token_id", None)
+    if eos_token_id is None:
+        return []
+    return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+
+
+def pad_id(pad_token_id: int | None, tokenizer: Any, eos: list[int]) -> int:
+    """What fills a sequence after its end."""
+    if pad_token_id is None:
+        pad_token_id = getattr(tokenizer, "pad_token_id", None)
+    if pad_token_id is None:
+        pad_token_id = eos[0] if eos else 0
+    return pad_token_id
+
+
+def check_prompts(prompts: Any, tokenizer: Any, stop: list[str]) -> None:
+    """Refuse what is neither strings with a tokenizer nor token ids.
+
+    Raises:
+        TypeError: Says what came instead.
+    """
+    if isinstance(prompts, str):
+        raise TypeError("prompts is one string; pass a list of strings, [prompt]")
+    if isinstance(prompts, Tensor):
+        if prompts.dim() != 2 or prompts.dtype != torch.int64:
+            raise TypeError(
+                f"prompts is a tensor of shape {tuple(prompts.shape)} and {prompts.dtype}; token "
+                "ids are (B, T) int64"
+            )
+    elif tokenizer is None:
+        raise TypeError("prompts are strings and tokenizer is None; pass one, or token ids")
+    if stop and tokenizer is None:
+        raise TypeError(f"stop={stop} needs a tokenizer to know the text of token ids; pass one")
+
+
+def check_options(
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    num_beams: int,
+    repetition_penalty: float,
+    stop: list[str],
+) -> None:
+    """Refuse values out of range, and pairs that contradict each other.
+
+    Raises:
+        ValueError: Lists every problem.
+    """
+    problems = []
+    if max_new_tokens < 1:
+        problems.append(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if temperature < 0:
+        problems.append(f"temperature={temperature} must be 0 (greedy) or above")
+    if top_k is not None and top_k < 1:
+        problems.append(f"top_k={top_k} must be at least 1, or None for all tokens")
+    if top_p is not None and not 0 < top_p <= 1:
+        problems.append(f"top_p={top_p} must be above 0 and at most 1, or None")
+    if num_beams < 1:
+        problems.append(f"num_beams={num_beams} must be at least 1")
+    if num_beams > 1 and temperature > 0:
+        problems.append(
+            f"num_beams={num_beams} searches and temperature={temperature} samples; set "
+            "temperature=0 or num_beams=1"
+        )
+    if repetition_penalty <= 0:
+        problems.append(f"repetition_penalty={repetition_penalty} must be above 0; 1 is none")
+    if "" in stop:
+        problems.append("stop holds an empty string, which every text contains; remove it")
+    if problems:
+        raise ValueError("generate: " + "; ".join(problems))

@@ -1,0 +1,165 @@
+"""Continue prompts with a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_llm.generation.arguments import (
+    check_options,
+    check_prompts,
+    eos_ids,
+    length_limits,
+    pad_id,
+)
+from lightning_llm.generation.beam import beam_search
+from lightning_llm.generation.decoder import CachedDecoder, UncachedDecoder
+from lightning_llm.generation.repetition import RepetitionPenalty
+from lightning_llm.generation.sampling import (
+    apply_temperature,
+    sample,
+    top_k_filter,
+    top_p_filter,
+)
+from lightning_llm.generation.search import Ending, search
+from lightning_llm.generation.text import StopStrings, decode_continuation, encode_prompts
+from lightning_llm.models import Transformer
+
+
+@torch.no_grad()
+def generate(
+    model: Transformer,
+    prompts: Sequence[str] | Tensor,
+    *,
+    tokenizer: Any = None,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int | None = None,
+    use_cache: bool = True,
+) -> list[str] | Tensor:
+    """Continue prompts, greedily unless a temperature or beams are asked for.
+
+    A continuation ends with an ``eos_token_id``, at a stop string, after ``max_new_tokens``, or
+    when prompt and continuation reach the model's ``max_seq_len``. Prompts of a batch do not
+    influence each other, whatever their lengths.
+
+    Args:
+        model: Anything with the interface of :class:`~lightning_llm.models.Transformer`. Put in
+            evaluation mode for the call, and back.
+        prompts: Strings, or token ids (B, T) int64 that are all part of the prompt.
+        tokenizer: A Hugging Face tokenizer; needed for strings and for ``stop``.
+        max_new_tokens: Longest continuation.
+        temperature: 0 takes the likeliest token; above, samples from logits / temperature.
+        top_k: Sample among this many likeliest tokens only.
+        top_p: Sample among the likeliest tokens that together have this probability only.
+        num_beams: Above 1: beam search, see :func:`~lightning_llm.generation.beam.beam_search`.
+        length_penalty: Of beam search; above 0 favours long continuations.
+        repetition_penalty: Above 1 makes tokens of prompt and continuation less likely.
+        seed: Of sampling, which never touches torch's global generator if given.
+        stop: A string or several; a text ends before the first, token ids after it.
+        eos_token_id: Default: the tokenizer's.
+        pad_token_id: Fills token ids after an end. Default: the tokenizer's, else the first
+            ``eos_token_id``, else 0.
+        use_cache: Keep keys and values of past tokens; without, the same result more slowly.
+
+    Returns:
+        For strings, the continuations alone, without special tokens. For token ids, prompts and
+        continuations (B, T + N) int64, N as short as the longest continuation allows.
+
+    Raises:
+        ValueError: An option is out of range or does not go with another, or a prompt is empty or
+            as long as the model's ``max_seq_len``.
+        TypeError: ``prompts`` is one string, or strings come without a tokenizer.
+    """
+    stop = [stop] if isinstance(stop, str) else list(stop or ())
+    check_prompts(prompts, tokenizer, stop)
+    check_options(max_new_tokens, temperature, top_k, top_p, num_beams, repetition_penalty, stop)
+    if len(prompts) == 0:
+        return prompts if isinstance(prompts, Tensor) else []
+    ids = prompts.tolist() if isinstance(prompts, Tensor) else encode_prompts(tokenizer, prompts)
+    limits = length_limits(ids, max_new_tokens, model.config.max_seq_len)
+    eos = eos_ids(eos_token_id, tokenizer)
+    device = model.head_weight.device
+    stopper = StopStrings(tokenizer, stop) if stop else None
+    ending = Ending(limits, eos, stopper, pad_id(pad_token_id, tokenizer, eos), device)
+    repetition = None
+    if repetition_penalty != 1.0:
+        repetition = RepetitionPenalty(repetition_penalty, ids, model.config.vocab_size, device)
+    with _evaluating(model):
+        decoder = (CachedDecoder if use_cache else UncachedDecoder)(model, ids, max(limits))
+        if num_beams > 1:
+            new = beam_search(decoder, num_beams, ending, repetition, length_penalty)
+        else:
+            generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+            pick = _picker(temperature, top_k, top_p, generator)
+            new = search(decoder, pick, ending, repetition)
+    if isinstance(prompts, Tensor):
+        return torch.cat((prompts, new.to(prompts.device)), dim=1)
+    return [
+        _continuation(tokenizer, prompt, row[:limit], eos, stopper)
+        for prompt, row, limit in zip(ids, new.tolist(), limits, strict=True)
+    ]
+
+
+def _continuation(
+    tokenizer: Any,
+    prompt: list[int],
+    row: list[int],
+    eos: Sequence[int],
+    stopper: StopStrings | None,
+) -> str:
+    end = next((i for i, token in enumerate(row) if token in eos), len(row))
+    text = decode_continuation(tokenizer, prompt, row[:end])
+    return text if stopper is None else stopper.cut(text)
+
+
+def _picker(
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+) -> Callable[[Tensor], Tensor]:
+    if temperature == 0.0:
+        return partial(torch.argmax, dim=-1)
+
+    def pick(logits: Tensor) -> Tensor:
+        logits = apply_temperature(logits, temperature)
+        if top_k is not None:
+            logits = top_k_filter(logits, top_k)
+        if top_p is not None:
+            logits = top_p_filter(logits, top_p)
+        return sample(logits, generator)
+
+    return pick
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, uncompiled; every module's own mode comes back afterwards.
+
+    Each length of the cache would be compiled anew, and the blocks of a model in training are
+    compiled for training's shapes.
+    """
+    training = [module for module in model.modules() if module.training]
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    model.eval()
+    try:
+        with stance:
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,98 @@
+"""Between strings and token ids: prompts in, continuations out, strings that end them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A character is at most four bytes of UTF-8, so at most four tokens; a few more, because what a
+# decoder does at the edge of its input differs from what it does inside.
+_TOKENS_PER_CHARACTER = 4
+_EDGE_TOKENS = 8
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of prompts, with the special tokens the tokenizer puts in front of a text.
+
+    An empty prompt becomes the token that begins a text, else the one that ends the text before.
+
+    Raises:
+        ValueError: A prompt is empty and the tokenizer has no such token.
+    """
+    start = tokenizer.bos_token_id
+    start = tokenizer.eos_token_id if start is None else start
+    encoded = []
+    for number, prompt in enumerate(prompts):
+        ids = list(tokenizer(prompt)["input_ids"])
+        # Some tokenizers close every text; a prompt is an open one.
+        if (
+            len(ids) > 1
+            and ids[-1] == tokenizer.eos_token_id
+            and not _ends_in_eos(tokenizer, prompt)
+        ):
+            ids.pop()
+        if not ids:
+            if start is None:
+                raise ValueError(
+                    f"prompts[{number}] is empty and the tokenizer has no bos_token or eos_token "
+                    "to start from; give it at least one character"
+                )
+            ids = [start]
+        encoded.append(ids)
+    return encoded
+
+
+def _ends_in_eos(tokenizer: Any, prompt: str) -> bool:
+    return prompt.endswith(str(tokenizer.eos_token))
+
+
+def decode_continuation(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """The text that ``new`` adds to ``prompt``, leading space and split characters included.
+
+    Decoding ``new`` by itself would lose a leading space with tokenizers that mark the start of a
+    word, and bytes of a character that the prompt began. So the whole is decoded and the prompt's
+    text taken off the front.
+    """
+    whole, start = _decode(tokenizer, [*prompt, *new]), _decode(tokenizer, prompt)
+    return whole[len(start) :] if whole.startswith(start) else _decode(tokenizer, new)
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class StopStrings:
+    """Strings at which a continuation ends.
+
+    Args:
+        tokenizer: Decodes what was generated.
+        strings: Non-empty.
+    """
+
+    def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._strings = tuple(strings)
+        longest = max(map(len, strings))
+        self._window = _TOKENS_PER_CHARACTER * longest + _EDGE_TOKENS
+
+    def hits(self, tokens: Tensor) -> Tensor:
+        """Which sequences contain a stop string near their end.
+
+        Args:
+            tokens: (R, n) int64, generated so far.
+
+        Returns:
+            (R,) bool. Reads the tokens on the host: one wait for the device.
+        """
+        tails = tokens[:, -self._window :].tolist()
+        texts = (_decode(self._tokenizer, tail) for tail in tails)
+        found = [any(stop in text for stop in self._strings) for text in texts]
+        return torch.tensor(found, device=tokens.device)
+
+    def cut(self, text: str) -> str:
+        """The text before the first stop string."""
+        ends = [text.find(stop) for stop in self._strings]
+        return text[: min((end for end in ends if end >= 0), default=len(text))]

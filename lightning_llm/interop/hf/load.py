@@ -1,0 +1,143 @@
+"""Read a Hugging Face checkpoint into our Transformer, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_llm.interop.hf.weights import from_hf_config, iterate_from_hf
+from lightning_llm.models import Transformer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+
+
+class Pretrained(NamedTuple):
+    """What a checkpoint folder holds; the configuration is ``model.config``."""
+
+    model: Transformer
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def load_pretrained(
+    path_or_name: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    **overrides: Any,
+) -> Pretrained:
+    """Load weights, configuration and tokenizer from a folder or from the Hugging Face hub.
+
+    Only safetensors are read, never pickles. Each tensor goes to its place before the next is
+    read, so memory holds the model once.
+
+    Args:
+        path_or_name: Folder with ``config.json`` and safetensors (sharded or not), or a hub name.
+        dtype: Of the weights in memory; ``None`` keeps the stored one.
+        device: Where to put them.
+        **overrides: Fields of :class:`TransformerConfig` to change, such as ``dropout``; they must
+            not change the shape of a weight.
+
+    Returns:
+        The model in training mode, like any new module, and the tokenizer if there is one.
+
+    Raises:
+        FileNotFoundError: No such folder and not reachable as a hub name, or files are missing.
+        ValueError: An architecture, value or weight that we have no counterpart for.
+    """
+    folder = _find(path_or_name)
+    hf_config = _read_json(folder / "config.json")
+    config = replace(from_hf_config(hf_config), **overrides)
+    weights = _Safetensors(folder)
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.to(dtype or _stored_dtype(weights)).to_empty(device=device)
+    place = model.state_dict()
+    for name, tensor in iterate_from_hf(hf_config, weights):
+        if place[name].shape != tensor.shape:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} in {folder} and {tuple(place[name].shape)} "
+                f"with overrides {overrides}; drop the override that changes its shape"
+            )
+        place.pop(name).copy_(tensor)
+    assert not place, f"not loaded: {sorted(place)}"
+    return Pretrained(model, _load_tokenizer(folder))
+
+
+def _stored_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
+    return next(iter(weights.values())).dtype
+
+
+class _Safetensors(Mapping[str, Tensor]):
+    """The tensors of a folder, read from disk one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            names = sorted(set(_read_json(index)["weight_map"].values()))
+            files = [folder / Path(name).name for name in names]
+        else:
+            files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(
+                f"{folder} holds no .safetensors file; pickled weights (.bin) are not read: load "
+                "them with transformers and save_pretrained them"
+            )
+        self._source = {}
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is named by {index.name} and missing")
+            handle = safe_open(file, framework="pt")
+            self._source.update(dict.fromkeys(handle.keys(), handle))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._source[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+
+def _find(path_or_name: str | Path) -> Path:
+    folder = Path(path_or_name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no config.json, so it is no exported model")
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path_or_name), allow_patterns=list(_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{path_or_name} is neither a folder nor a model of the Hugging Face hub that can be "
+            f"reached from here ({error})"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

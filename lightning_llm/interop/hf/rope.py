@@ -1,0 +1,56 @@
+"""Rotary position parameters in ``transformers``' notation (``rope_parameters``) and in ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_llm.models import TransformerConfig
+
+# Per kind of scaling, the keys that transformers reads; others in a file have no effect there.
+_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+}
+
+
+def rope_to_hf(config: TransformerConfig) -> dict[str, Any]:
+    """Our ``rope_theta`` and ``rope_scaling`` as ``{"rope_parameters": {...}}``."""
+    scaling = config.rope_scaling or {"rope_type": "default"}
+    return {"rope_parameters": {"rope_theta": config.rope_theta, **scaling}}
+
+
+def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
+    """Their ``rope_parameters`` as our ``positions``, ``rope_theta`` and ``rope_scaling``.
+
+    Raises:
+        ValueError: A kind of scaling we do not have.
+    """
+    parameters = hf["rope_parameters"]
+    kind = parameters["rope_type"]
+    if kind not in _KEYS:
+        raise ValueError(
+            f"config.json: rope_type={kind!r} has no counterpart here; "
+            f"supported: {', '.join(_KEYS)}"
+        )
+    scaling = {key: parameters[key] for key in _KEYS[kind] if parameters.get(key) is not None}
+    return {
+        "positions": "rope",
+        "rope_theta": float(parameters["rope_theta"]),
+        "rope_scaling": None if kind == "default" else {"rope_type": kind, **scaling},
+    }

@@ -1,0 +1,66 @@
+"""A tokenizer as plain text, so that a checkpoint carries it and stays loadable without pickle."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The files that ``tokenizer.save_pretrained`` writes, as text.
+
+    Args:
+        tokenizer: A fast tokenizer (backed by the ``tokenizers`` library).
+
+    Returns:
+        File name -> contents; plain data, the chat template included.
+
+    Raises:
+        TypeError: The tokenizer is not a fast one.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}, which has no tokenizer.json; "
+            "load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        # Without the option, templates go to files of their own, one folder deep for named ones.
+        tokenizer.save_pretrained(folder, save_jinja_files=False)
+        files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+        # sentencepiece's binary model repeats what tokenizer.json says.
+        return {p.name: p.read_text(encoding="utf-8") for p in files if p.suffix != ".model"}
+
+
+def unpack_tokenizer(files: Mapping[str, str]) -> PreTrainedTokenizerBase:
+    """Inverse of :func:`pack_tokenizer`.
+
+    Args:
+        files: File name -> contents. A checkpoint may come from anyone: names are checked, and
+            nothing in them is executed.
+
+    Raises:
+        ValueError: A name is not a plain file name, or ``tokenizer.json`` is missing or broken.
+    """
+    from transformers import AutoTokenizer
+
+    for name, text in files.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise ValueError(f"packed tokenizer: {name!r} must map a file name to text")
+        if not name or name.startswith(".") or any(mark in name for mark in "/\\:\0"):
+            raise ValueError(f"packed tokenizer: {name!r} is not a plain file name")
+    if "tokenizer.json" not in files:
+        raise ValueError(f"packed tokenizer: no tokenizer.json among {sorted(files)}")
+    try:
+        json.loads(files["tokenizer.json"])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"packed tokenizer: tokenizer.json is not JSON ({error})") from error
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            Path(folder, name).write_text(text, encoding="utf-8", newline="")
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -1,0 +1,225 @@
+"""Configurations and state dicts between our Transformer and Hugging Face architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_llm.interop.hf.families import FAMILIES
+from lightning_llm.interop.hf.family import NEUTRAL_FIELDS, ExportError, Family
+from lightning_llm.models import TransformerConfig
+
+# Buffers that old checkpoints carry and that follow from the configuration.
+_DERIVED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+def family_of(config: TransformerConfig) -> Family:
+    """The first architecture that expresses a configuration.
+
+    Raises:
+        ExportError: None does; names each field in the way of the closest architecture.
+    """
+    problems = {name: family.problems(config) for name, family in FAMILIES.items()}
+    for name, family in FAMILIES.items():
+        if not problems[name]:
+            return family
+    closest = min(problems, key=lambda name: len(problems[name]))
+    raise ExportError(
+        f"no Hugging Face architecture expresses this TransformerConfig. Closest is {closest}; "
+        f"in the way: {'; '.join(problems[closest])}. Supported: {', '.join(problems)}"
+    )
+
+
+def to_hf_config(
+    config: TransformerConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+) -> dict[str, Any]:
+    """The contents of ``config.json`` for a configuration of ours.
+
+    Args:
+        config: What to express; the architecture follows from it.
+        dtype: Of the stored weights.
+        bos_token_id: Written even if ``None``: a missing key means the architecture's own default,
+            which is a plain token of somebody else's vocabulary.
+        eos_token_id: As above.
+        pad_token_id: As above.
+
+    Raises:
+        ExportError: No architecture expresses the configuration; names the fields in the way.
+    """
+    family = family_of(config)
+    ours = asdict(config)
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "bos_token_id": bos_token_id,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+        **{theirs: ours[name] for name, theirs in family.fields.items()},
+        **family.to_hf(config),
+    }
+
+
+def from_hf_config(hf_config: Mapping[str, Any]) -> TransformerConfig:
+    """A configuration of ours from the contents of a ``config.json``.
+
+    ``transformers`` fills in what the file leaves to the architecture's defaults and translates
+    old spellings.
+
+    Raises:
+        ValueError: An architecture or a value that we do not have; names it.
+        ModuleNotFoundError: ``transformers`` is not installed.
+    """
+    family = _family_named(hf_config)
+    if "quantization_config" in hf_config:
+        raise ValueError(
+            "config.json: quantization_config is set; load unquantized weights, or dequantize "
+            "with transformers and save again"
+        )
+    theirs = _with_defaults(family, hf_config)
+    ours = {name: theirs[field] for name, field in family.fields.items()}
+    ours.update(family.from_hf(theirs))
+    return TransformerConfig(**ours)
+
+
+def to_hf_state_dict(
+    config: TransformerConfig, state_dict: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Our weights under the names and in the layout of a Hugging Face checkpoint.
+
+    Args:
+        config: The model's configuration.
+        state_dict: Full (unsharded) tensors of :class:`~lightning_llm.models.Transformer`.
+
+    Returns:
+        Contiguous tensors; those with the same layout on both sides share memory with ours.
+
+    Raises:
+        ExportError: No architecture expresses the configuration.
+        ValueError: A key is missing from ``state_dict`` or left over.
+    """
+    return dict(iterate_to_hf(config, state_dict))
+
+
+def iterate_to_hf(
+    config: TransformerConfig, state_dict: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """The same one by one, so that a part can be written before the next is laid out."""
+    table = list(family_of(config).tensors(config))
+    _check_keys({row.ours for row in table if row.ours is not None}, set(state_dict), "state_dict")
+    like = state_dict["embedding.weight"]
+    for row in table:
+        if row.ours is None:
+            yield row.theirs[0], torch.zeros(row.shape, dtype=like.dtype, device=like.device)
+            continue
+        for name, tensor in zip(row.theirs, row.to_hf(state_dict[row.ours].detach())):
+            yield name, tensor.contiguous()
+
+
+def from_hf_state_dict(
+    hf_config: Mapping[str, Any], state_dict: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Our weights from those of a Hugging Face model, see :func:`iterate_from_hf`."""
+    return dict(iterate_from_hf(hf_config, state_dict))
+
+
+def iterate_from_hf(
+    hf_config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """Our weights one by one, so that the caller can place each before the next is read.
+
+    Args:
+        hf_config: Contents of ``config.json``.
+        tensors: Their weights; looked up once each, so a mapping that reads on demand will do.
+
+    Yields:
+        Key of ours and its tensor.
+
+    Raises:
+        ValueError: Weights are missing or left over; names them.
+    """
+    family = _family_named(hf_config)
+    config = from_hf_config(hf_config)
+    table = [row for row in family.tensors(config) if row.ours is not None]
+    names = _stored_names(family, config, tensors)
+    _check_keys({name for row in table for name in row.theirs}, set(names), "checkpoint")
+    for row in table:
+        assert row.ours is not None
+        yield row.ours, row.from_hf(*(tensors[names[name]] for name in row.theirs))
+
+
+def _stored_names(
+    family: Family, config: TransformerConfig, tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Full name -> name in the file; base-model files lack the prefix, old ones hold buffers."""
+    base = not any(name.startswith(family.base_prefix) for name in tensors)
+    names = {}
+    for name in tensors:
+        if name.endswith(_DERIVED_SUFFIXES):
+            continue
+        if name == "lm_head.weight":
+            if not config.tie_embeddings:
+                names[name] = name
+            continue
+        names[family.base_prefix + name if base else name] = name
+    return names
+
+
+def _family_named(hf_config: Mapping[str, Any]) -> Family:
+    model_type = hf_config.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"config.json: model_type={model_type!r} (architectures="
+            f"{hf_config.get('architectures')}) has no weight table here; "
+            f"supported: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def _with_defaults(family: Family, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Their full configuration; refuses a field that departs from its default unread."""
+    try:
+        from transformers import CONFIG_MAPPING, PreTrainedConfig
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "Hugging Face configurations are read with transformers: pip install transformers"
+        ) from error
+    config_class = CONFIG_MAPPING[family.model_type]
+    theirs = config_class.from_dict(dict(hf_config)).to_dict()
+    defaults = config_class().to_dict()
+    for alias, name in config_class.attribute_map.items():  # which of the two is stored varies
+        theirs.setdefault(alias, theirs.get(name))
+    read = set(family.fields.values()) | family.converted | family.neutral | NEUTRAL_FIELDS
+    read |= {config_class.attribute_map.get(name, name) for name in read}
+    own = {f.name for f in fields(config_class)} - {f.name for f in fields(PreTrainedConfig)}
+    unread = sorted(
+        f"{name}={theirs[name]!r}" for name in own - read if theirs[name] != defaults[name]
+    )
+    if unread:
+        raise ValueError(
+            f"config.json: {', '.join(unread)} of model_type={family.model_type!r} "
+            f"{'has' if len(unread) == 1 else 'have'} no counterpart here"
+        )
+    return theirs
+
+
+def _check_keys(expected: set[str], found: set[str], where: str) -> None:
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    if missing or extra:
+        parts = [f"missing {_listed(missing)}"] if missing else []
+        parts += [f"unexpected {_listed(extra)}"] if extra else []
+        raise ValueError(f"{where} does not fit the configuration: {'; '.join(parts)}")
+
+
+def _listed(names: list[str], limit: int = 5) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
