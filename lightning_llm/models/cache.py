@@ -12,20 +12,47 @@ from lightning_llm.models.config import TransformerConfig
 
 
 class LayerCache:
-    """Keys and values of one layer, preallocated."""
+    """Keys and values of one layer, in memory allocated once.
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys = keys  # (B, G, S, Dh)
-        self.values = values
+    Args:
+        capacity: S.
+        device: Default: that of the first keys.
+        dtype: Default: that of the first keys.
+    """
+
+    def __init__(
+        self, capacity: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        self.capacity = capacity
+        self.device = device
+        self.dtype = dtype
         self.length = 0
+        self._memory: tuple[Tensor, ...] = ()  # keys and values, (B, G, S, Dh) each
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new (B, G, T, Dh) keys and values; returns all of them as views."""
+        if not self._memory:
+            batch, groups, _, width = keys.shape
+            shape = (batch, groups, self.capacity, width)
+            options = {"device": self.device or keys.device, "dtype": self.dtype or keys.dtype}
+            self._memory = (keys.new_empty(shape, **options), keys.new_empty(shape, **options))
         end = self.length + keys.shape[2]
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
+        all_keys, all_values = self._memory
+        all_keys[:, :, self.length : end] = keys
+        all_values[:, :, self.length : end] = values
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return all_keys[:, :, :end], all_values[:, :, :end]
+
+    def reorder(self, index: Tensor) -> None:
+        """See :meth:`KVCache.reorder`."""
+        memory = []
+        for old in self._memory:
+            held = old[:, :, : self.length].index_select(0, index)
+            same_size = old.shape[0] == index.shape[0]
+            new = old if same_size else old.new_empty(index.shape[0], *old.shape[1:])
+            new[:, :, : self.length] = held
+            memory.append(new)
+        self._memory = tuple(memory)
 
 
 class KVCache:
@@ -35,8 +62,8 @@ class KVCache:
         config: Of the model it is for.
         batch_size: Number of sequences B.
         max_seq_len: Capacity S in tokens. Default: the model's.
-        device: Where keys and values live. Default: torch's default device.
-        dtype: Of keys and values; the one attention runs in. Default: torch's default dtype.
+        device: Where keys and values live. Default: where the model computes them.
+        dtype: Of keys and values. Default: the one the model computes them in.
 
     Raises:
         ValueError: The capacity exceeds what the model can attend over.
@@ -57,28 +84,15 @@ class KVCache:
                 f"max_seq_len={capacity} of the cache must be between 1 and the model's "
                 f"max_seq_len={config.max_seq_len}"
             )
-        assert config.n_kv_heads is not None
-        assert config.head_dim is not None
-        shape = (batch_size, config.n_kv_heads, capacity, config.head_dim)
+        self.batch_size = batch_size
         self.max_seq_len = capacity
-        self.layers = [
-            LayerCache(
-                torch.zeros(shape, device=device, dtype=dtype),
-                torch.zeros(shape, device=device, dtype=dtype),
-            )
-            for _ in range(config.n_layers)
-        ]
+        self.layers = [LayerCache(capacity, device, dtype) for _ in range(config.n_layers)]
         self.document_ids: Tensor | None = None  # (B, S) int64, once a call has given some
 
     @property
     def length(self) -> int:
         """Number of tokens held."""
         return self.layers[-1].length
-
-    @property
-    def batch_size(self) -> int:
-        """Number of sequences held."""
-        return self.layers[0].keys.shape[0]
 
     def reset(self) -> None:
         """Forgets all tokens; the memory is kept."""
@@ -93,8 +107,8 @@ class KVCache:
             index: (B',) int64; B' may differ from the batch size.
         """
         for layer in self.layers:
-            layer.keys = layer.keys.index_select(0, index)
-            layer.values = layer.values.index_select(0, index)
+            layer.reorder(index)
+        self.batch_size = index.shape[0]
         if self.document_ids is not None:
             self.document_ids = self.document_ids.index_select(0, index)
 

@@ -5,6 +5,8 @@ Shapes: B batch, T sequence, D model width, V vocabulary, S all tokens (with cac
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +65,10 @@ class Transformer(nn.Module):
             if module is not self and any(True for _ in module.parameters(recurse=False)):
                 module.reset_parameters()  # type: ignore[operator]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The losses belong to the last step's graph, which copies and pickles cannot hold.
+        return {**self.__dict__, "_router_losses": []}
+
     def backbone(
         self,
         input_ids: Tensor,
@@ -85,11 +91,12 @@ class Transformer(nn.Module):
             (B, T, D).
 
         Raises:
-            ValueError: More tokens than the model or the cache can hold.
+            ValueError: More tokens than the model or the cache can hold, or a cache of another
+                batch size.
         """
         length = input_ids.shape[1]
         start = 0 if cache is None else cache.length
-        self._check_length(start, length, cache)
+        self._check_sizes(input_ids, cache)
         if cache is not None:
             document_ids = cache.extend_documents(document_ids, length)
         hidden = self._embed(input_ids, position_ids, start)
@@ -156,13 +163,20 @@ class Transformer(nn.Module):
             return None
         return self.config.router_aux_loss_weight * torch.stack(self._router_losses).sum()
 
-    def _check_length(self, start: int, length: int, cache: KVCache | None) -> None:
-        limit = self.config.max_seq_len if cache is None else cache.max_seq_len
-        if start + length > limit:
-            what = "the model's" if cache is None else "the cache's"
-            held = f"{start} cached and {length} new tokens" if start else f"{length} tokens"
+    def _check_sizes(self, input_ids: Tensor, cache: KVCache | None) -> None:
+        batch, length = input_ids.shape
+        limit, held, whose = self.config.max_seq_len, 0, "the model's"
+        if cache is not None:
+            limit, held, whose = cache.max_seq_len, cache.length, "the cache's"
+            if batch != cache.batch_size:
+                raise ValueError(
+                    f"input_ids has {batch} sequences, the cache {cache.batch_size}; create it "
+                    f"with batch_size={batch}"
+                )
+        if held + length > limit:
+            tokens = f"{held} cached and {length} new tokens" if held else f"{length} tokens"
             raise ValueError(
-                f"{held} exceed {what} max_seq_len={limit}; use shorter sequences or a larger "
+                f"{tokens} exceed {whose} max_seq_len={limit}; use shorter sequences or a larger "
                 "max_seq_len"
             )
 
