@@ -57,7 +57,8 @@ def tier(parts: str = "", libraries: str = "", lazy_parts: str = "", lazy: str =
 ALL_BUT_CLI = "models losses optim generation metrics callbacks plugins strategies data interop"
 TIERS = {
     "models": tier(),
-    "losses": tier(),
+    # Triton comes with torch where it can be used; its one file is imported on the way to a GPU.
+    "losses": tier(libraries="triton"),
     "optim": tier(),
     "generation": tier("models"),
     "metrics": tier(libraries="torchmetrics", lazy="sacrebleu"),

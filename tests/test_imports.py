@@ -79,7 +79,7 @@ def test_the_root_lists_its_lazy_names() -> None:
 
 @pytest.mark.parametrize("part", ["models", "losses", "optim", "generation"])
 def test_torch_only_parts_load_neither_lightning_nor_hugging_face(part: str) -> None:
-    others = {"lightning", "pytorch_lightning", "torchmetrics"} | HUGGING_FACE
+    others = {"lightning", "pytorch_lightning", "torchmetrics", "triton"} | HUGGING_FACE
     loaded = libraries_after(f"import lightning_llm.{part}", hidden=others)
     assert not loaded & others
 
