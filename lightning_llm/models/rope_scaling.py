@@ -62,8 +62,8 @@ def rope_scaling_problems(scaling: dict[str, Any]) -> Iterator[str]:
         elif not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
             yield f"rope_scaling[{key!r}]={value!r} must be a positive number"
     low, high = scaling.get("low_freq_factor"), scaling.get("high_freq_factor")
-    if kind == "llama3" and isinstance(low, int | float) and low == high:
-        yield f"rope_scaling['low_freq_factor']={low} must differ from high_freq_factor"
+    if isinstance(low, int | float) and isinstance(high, int | float) and low >= high:
+        yield f"rope_scaling['low_freq_factor']={low} must be below high_freq_factor={high}"
 
 
 def rope_frequencies(
