@@ -23,6 +23,8 @@ class HFExport(Callback):
     Args:
         directory: Where to write. By default ``hf`` in the logger's directory, or ``hf_export``
             in ``trainer.default_root_dir`` when there is no logger.
+        tokenizer: Anything with ``save_pretrained(directory)``, written beside the model, for
+            modules that do not export their own.
         export_fn: ``export_fn(pl_module, directory)``, called instead of ``save_pretrained``.
     """
 
@@ -30,10 +32,12 @@ class HFExport(Callback):
         self,
         directory: str | os.PathLike[str] | None = None,
         *,
+        tokenizer: Any = None,
         export_fn: Callable[[Any, Path], Any] | None = None,
     ) -> None:
         super().__init__()
         self.directory = Path(directory) if directory is not None else None
+        self.tokenizer = tokenizer
         self.export_fn = export_fn
 
     @override
@@ -50,11 +54,16 @@ class HFExport(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info("HFExport writes nothing in a fast_dev_run")
+            return
         directory = self._resolved(trainer)
         if self.export_fn is not None:
             self.export_fn(pl_module, directory)
         else:
             pl_module.save_pretrained(directory)  # type: ignore[operator]
+        if self.tokenizer is not None and trainer.is_global_zero:
+            self.tokenizer.save_pretrained(directory)
         trainer.strategy.barrier("HFExport")
         rank_zero_info(f"Exported the model to {directory.resolve()}")
 

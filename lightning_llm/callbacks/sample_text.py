@@ -20,6 +20,8 @@ from lightning_llm.callbacks._text_log import log_samples
 class SampleText(Callback):
     """Continues ``prompts`` after validation, prints the result and hands it to the loggers.
 
+    A run without validation is sampled once, at its end.
+
     Samples go to the console, to TensorBoard, Weights & Biases, MLflow and Comet where one of
     them is the logger, and, with any logger that has a directory, to ``samples.jsonl`` in it. All
     ranks generate, so that sharded models can; rank zero prints. Neither the random number
@@ -69,6 +71,8 @@ class SampleText(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage not in ("fit", "validate"):
+            return
         if self.generate_fn is None and not callable(getattr(pl_module, "generate", None)):
             raise TypeError(
                 f"SampleText calls generate(prompts, ...) of the module, which "
@@ -82,6 +86,11 @@ class SampleText(Callback):
             return
         self._validations += 1
         if self._validations % self.every_n_validations == 0:
+            self._sample(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._validations == 0:
             self._sample(trainer, pl_module)
 
     def _sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,7 +108,7 @@ class SampleText(Callback):
             _append(Path(log_dir) / "samples.jsonl", samples, step, trainer.current_epoch)
 
     def _generate(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
-        function = self.generate_fn or pl_module.generate
+        function: Any = self.generate_fn or pl_module.generate
         prompts = list(self.prompts)
         arguments = (pl_module, prompts) if self.generate_fn is not None else (prompts,)
         modes = [(module, module.training) for module in pl_module.modules()]
