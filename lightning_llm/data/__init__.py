@@ -1,0 +1,31 @@
+"""From text to batches: sources, tokenizers, token stores, packing, order and loading."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_llm.data.store import TokenStore
+    from lightning_llm.data.store_writer import TokenStoreWriter
+    from lightning_llm.data.text_datamodule import TextDataModule
+    from lightning_llm.data.tokenizer import TokenizerSpec
+
+_LAZY = {
+    "TextDataModule": "lightning_llm.data.text_datamodule",
+    "TokenStore": "lightning_llm.data.store",
+    "TokenStoreWriter": "lightning_llm.data.store_writer",
+    "TokenizerSpec": "lightning_llm.data.tokenizer",
+}
+
+__all__ = ["TextDataModule", "TokenStore", "TokenStoreWriter", "TokenizerSpec"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
