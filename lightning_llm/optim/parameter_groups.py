@@ -6,12 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_NORMS = (
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.GroupNorm,
-    nn.modules.batchnorm._NormBase,
-)
+# Own classes are known by the end of their name (LlamaRMSNorm, VocabParallelEmbedding).
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 # Order of the groups; only matrices and an untied head are decayed.
 _KINDS = ("matrix", "head", "embedding", "vector")
@@ -26,8 +22,9 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     - ``matrix``: weights of two or more dimensions (stacked expert weights have three).
     - ``head``: an output projection that is not tied to the embedding: what ``head_weight`` or
       ``get_output_embeddings()`` of the module names.
-    - ``embedding``: weights of ``nn.Embedding``, and with them a head tied to one.
-    - ``vector``: norms (torch's, or a class with "norm" in its name), biases, and every other
+    - ``embedding``: weights of ``nn.Embedding`` or of a class whose name ends in "Embedding", and
+      with them a head tied to one.
+    - ``vector``: norms (torch's, or a class whose name ends in "Norm"), biases, and every other
       parameter of fewer than two dimensions.
 
     Only ``matrix`` and ``head`` are decayed: decay pulls a norm's scale away from the 1 that it
@@ -74,9 +71,10 @@ def _kinds_by_parameter(module: nn.Module) -> dict[int, str]:
 
 
 def _kind(owner: nn.Module, parameter: Tensor, heads: set[int]) -> str:
-    if isinstance(owner, _EMBEDDINGS):
+    name = type(owner).__name__.lower()
+    if isinstance(owner, _EMBEDDINGS) or (parameter.ndim >= 2 and name.endswith("embedding")):
         return "embedding"
-    if parameter.ndim < 2 or isinstance(owner, _NORMS) or "norm" in type(owner).__name__.lower():
+    if parameter.ndim < 2 or isinstance(owner, _NORMS) or name.endswith("norm"):
         return "vector"
     return "head" if id(parameter) in heads else "matrix"
 

@@ -24,6 +24,11 @@ class _WarmupSchedule(LRScheduler):
         optimizer: the optimizer; the factors multiply each group's own learning rate.
         warmup_steps: steps before the full rate, or their fraction of the run if below 1.
         max_steps: optimizer steps of the whole run; None until :meth:`set_total_steps`.
+
+    Attributes:
+        needs_total_steps: True until someone has told this object the length of the run. A length
+            from a checkpoint does not count: the run may have been extended.
+        total_steps: the length, or None.
     """
 
     def __init__(
@@ -44,12 +49,8 @@ class _WarmupSchedule(LRScheduler):
         self.warmup_steps = warmup_steps
         self.max_steps = max_steps
         self.total_steps = max_steps
+        self.needs_total_steps = max_steps is None
         super().__init__(optimizer)
-
-    @property
-    def needs_total_steps(self) -> bool:
-        """True until the length of the run is known."""
-        return self.total_steps is None
 
     def set_total_steps(self, n: int) -> None:
         """Tells the number of optimizer steps of the whole run (of all its restarts together).
@@ -71,6 +72,7 @@ class _WarmupSchedule(LRScheduler):
                 "leave max_steps out to follow the run"
             )
         self.total_steps = n
+        self.needs_total_steps = False
         self._apply(self._rates())
 
     def factor(self, step: int) -> float:
@@ -114,10 +116,10 @@ class _WarmupSchedule(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores progress. A length known here (``max_steps``, or set) beats the saved one."""
+        """Restores progress. A length given here, before or after, beats the saved one."""
         known = self.total_steps
         super().load_state_dict(state_dict)
-        if known is not None:
+        if not self.needs_total_steps:
             self.total_steps = known
 
     @abstractmethod
