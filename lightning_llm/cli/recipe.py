@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -16,12 +16,31 @@ ALLOWED_IMPORTS = ("lightning_llm", "lightning", "torch", "torchmetrics", "trans
 
 
 def register_resolvers() -> None:
-    """Make ``${python_stdlib:}`` available: the folder of the Python standard library."""
+    """Make the resolvers of the recipes available.
+
+    ``${python_stdlib:}`` is the folder of the Python standard library;
+    ``${fast_precision:}`` is ``bf16-mixed`` where the hardware multiplies bfloat16, else
+    ``32-true``.
+    """
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver(
-        "python_stdlib", lambda: sysconfig.get_paths()["stdlib"], replace=True
-    )
+    def register(name: str, resolver: Callable[[], str]) -> None:
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+    register("python_stdlib", lambda: sysconfig.get_paths()["stdlib"])
+    register("fast_precision", _fast_precision)
+
+
+def _fast_precision() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif torch.backends.mps.is_available():
+        fast = False
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if fast else "32-true"
 
 
 def restrict_imports(extra: Sequence[str]) -> None:
