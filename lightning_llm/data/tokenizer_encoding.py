@@ -61,6 +61,9 @@ def encode_texts(
     try:
         reserved = _reserved_ids(tokenizer)
         return [ids for batch in _batches(texts) for ids in _encode(backend, batch, reserved)]
+    except TypeError:  # "TextInputSequence must be str" says neither which text nor why
+        list(_checked(texts))
+        raise
     finally:
         backend.encode_special_tokens = before
 
@@ -74,7 +77,8 @@ def _table_encoder(backend: Tokenizer) -> Callable[[str], npt.NDArray[np.int32]]
 
     if backend.normalizer is not None or backend.pre_tokenizer is None:
         return None
-    if not all(token.special for token in backend.get_added_tokens_decoder().values()):
+    added = backend.get_added_tokens_decoder().values()
+    if not all(token.special and len(token.content) > 1 for token in added):
         return None
     split = json.loads(backend.pre_tokenizer.__getstate__()).items()
     if isinstance(backend.model, models.WordLevel) and _CHARACTERS.items() <= split:
@@ -120,11 +124,7 @@ def _reserved_ids(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int32]:
 def _encode(
     backend: Tokenizer, texts: list[str], reserved: npt.NDArray[np.int32]
 ) -> list[npt.NDArray[np.int32]]:
-    try:
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
-    except TypeError:
-        list(_checked(texts))
-        raise
+    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
     arrays = [np.array(encoding.ids, np.int32) for encoding in encodings]
     # A special token whose name the model's own vocabulary can spell (sentencepiece's "</s>") still
     # comes out as its id. Rare, so looked for in one pass over the batch.

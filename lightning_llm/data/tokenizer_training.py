@@ -117,7 +117,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[str]:
         start = 0
         while len(text) - start > _CHUNK_CHARACTERS:
             limit = start + _CHUNK_CHARACTERS
-            cut = text.rfind("\n", start, limit) + 1 or text.rfind(" ", start, limit) or limit
+            cut = text.rfind("\n", start, limit) + 1 or text.rfind(" ", start, limit) + 1 or limit
             yield text[start:cut]
             start = cut
         if start < len(text):
