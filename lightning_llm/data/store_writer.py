@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -73,7 +74,7 @@ class TokenStoreWriter:
         self._folder.mkdir()
         self._lock = FileLock(self._folder / _LOCK_NAME)
         self._lock.acquire(timeout=0)
-        self._bin: BinaryIO = open(self._folder / BIN_NAME, "wb", buffering=0)
+        self._bin: BinaryIO = open(self._folder / BIN_NAME, "wb", buffering=0)  # noqa: SIM115
         self._idx: BinaryIO = open(self._folder / IDX_NAME, "w+b")  # noqa: SIM115
         self._idx.write(bytes(megatron_index.HEADER_BYTES))
         self._digest = hashlib.sha256()
@@ -233,10 +234,8 @@ class TokenStoreWriter:
         self._finished = True
         self._bin.close()
         # What is still buffered may not fit on a full disk; it is being thrown away anyway.
-        try:
+        with contextlib.suppress(OSError):
             self._idx.close()
-        except OSError:
-            pass
         self._lock.release()
         shutil.rmtree(self._folder, ignore_errors=True)
 

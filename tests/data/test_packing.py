@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -122,12 +123,13 @@ def test_document_ids_and_positions_tell_documents_apart(tmp_path, packing, seed
             assert len(set(origin[inside])) == 1
             assert positions[inside].tolist() == list(range(len(inside)))
             # one run of consecutive tokens
-            assert (np.diff(ids[inside]) == 1).all() and (np.diff(inside) == 1).all()
+            assert (np.diff(ids[inside]) == 1).all()
+            assert (np.diff(inside) == 1).all()
 
 
 @pytest.mark.parametrize("packing", ["concat", "masked", "best_fit", "pad"])
 def test_a_batch_is_its_rows_whatever_their_order_and_padding_has_no_target(tmp_path, packing):
-    store = make_store(tmp_path / "s", random_sizes(1) + [40])
+    store = make_store(tmp_path / "s", [*random_sizes(1), 40])
     rows = {
         "concat": lambda: ConcatWindows(store, 8),
         "masked": lambda: ConcatWindows(store, 8, mask_documents=True),
@@ -207,7 +209,7 @@ def test_best_fit_is_best_fit(seed):
     lengths = rng.integers(1, capacity + 1, rng.integers(0, 200))
     order, offsets = best_fit(lengths, capacity)
     assert np.array_equal(np.sort(order), np.arange(len(lengths)))
-    used = np.array([lengths[order[a:b]].sum() for a, b in zip(offsets, offsets[1:])], dtype=int)
+    used = np.array([lengths[order[a:b]].sum() for a, b in pairwise(offsets)], dtype=int)
     assert sorted((capacity - used).tolist()) == slow_best_fit(lengths, capacity)
     again = best_fit(lengths, capacity)
     assert np.array_equal(again[0], order)

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def megatron_read(prefix: Path) -> tuple[np.dtype, list[list[int]]]:
     ]
     joined = [
         [token for sequence in read[first:last] for token in sequence]
-        for first, last in zip(borders, borders[1:])
+        for first, last in pairwise(borders)
     ]
     assert sum(sizes) * width == len(data)
     return np.dtype(kind), joined
@@ -116,12 +117,11 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path, documents, message):
 
 
 def test_a_bad_id_in_a_later_piece_is_counted_from_the_start_of_its_document(tmp_path):
-    with (
-        pytest.raises(ValueError, match="document 0, position 4: id 300"),
-        TokenStoreWriter(tmp_path / "s", vocab_size=256) as writer,
-    ):
+    with TokenStoreWriter(tmp_path / "s", vocab_size=256) as writer:
         writer.extend([1, 2, 3])
-        writer.extend([4, 300])
+        with pytest.raises(ValueError, match="document 0, position 4: id 300"):
+            writer.extend([4, 300])
+        writer.end_document()
 
 
 @pytest.mark.parametrize("ids", [[1.5, 2.0], ["a"], [[1, 2]], [True, False]])
@@ -318,7 +318,10 @@ def test_fingerprints_follow_the_content(tmp_path):
     assert write(tmp_path / "b").fingerprint == first
     assert write(tmp_path / "c", [[*DOCUMENTS[0], 9], *DOCUMENTS[1:]]).fingerprint != first
     # the same stream with other borders
-    assert write(tmp_path / "d", [sum(DOCUMENTS, [])]).fingerprint != first
+    assert (
+        write(tmp_path / "d", [[token for document in DOCUMENTS for token in document]]).fingerprint
+        != first
+    )
     assert write(tmp_path / "e", tokenizer_fingerprint="t").fingerprint != first
 
 
