@@ -13,9 +13,8 @@ from torch import Tensor
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Multiplies the rows of group e with ``weight[e]``.
 
-    In bfloat16 on CUDA this is ``torch.nn.functional.grouped_mm``: one kernel, no host
-    synchronisation (feature sizes must be multiples of 8). Elsewhere, and in other dtypes, it is
-    one product per group; on CUDA that costs a synchronisation to read the group sizes.
+    In bfloat16 on CUDA this is :func:`grouped_kernel`. Elsewhere it is one product per group; on
+    CUDA that costs a synchronisation to read the group sizes.
 
     Args:
         x: (M, K), rows sorted by group.
@@ -26,8 +25,16 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         (M, N).
     """
     if x.is_cuda and x.dtype == torch.bfloat16:
-        return F.grouped_mm(x, weight.mT, offs=ends)
+        return grouped_kernel(x, weight, ends)
     return _looped_linear(x, weight, ends)
+
+
+def grouped_kernel(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """``grouped_linear`` as one kernel, which reads the group sizes on the device.
+
+    Feature sizes must be multiples of 8.
+    """
+    return F.grouped_mm(x, weight.mT, offs=ends)
 
 
 # An operator, because the loop's bounds are data: tracing must not look inside.

@@ -9,6 +9,7 @@ from torch import Tensor
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Autocast's dtype where autocast is on for the device of ``x``, else that of ``x``."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    # The meta device has no autocast, and asking it whether it is on raises.
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype

@@ -118,8 +118,8 @@ def _yarn(wavelengths: Tensor, rotary_dim: int, theta: float, scaling: dict[str,
     if first == last:
         last += 0.001  # a step instead of a ramp
     index = torch.arange(rotary_dim // 2, dtype=torch.float32, device="cpu")
-    interpolate = ((index - first) / (last - first)).clamp(0, 1)
-    return interpolate / (scaling["factor"] * wavelengths) + (1 - interpolate) / wavelengths
+    keep = 1 - ((index - first) / (last - first)).clamp(0, 1)
+    return 1.0 / (scaling["factor"] * wavelengths) * (1 - keep) + 1.0 / wavelengths * keep
 
 
 def _yarn_attention_factor(scaling: dict[str, Any]) -> float:
