@@ -41,8 +41,9 @@ class AdamW(torch.optim.AdamW):
         if fused is None:
             # torch takes None to mean foreach, so False is left to it as None.
             fused = can_fuse(_tensors(given)) or None
+        beta1, beta2 = betas  # a list where they come from YAML
         super().__init__(
-            given, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=fused
+            given, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=fused
         )
 
 

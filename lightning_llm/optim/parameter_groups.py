@@ -83,9 +83,10 @@ def _head_weights(module: nn.Module) -> set[int]:
     """Identities of the output projections that the module or a part of it declares."""
     found: set[int] = set()
     for part in module.modules():
-        weight = getattr(part, "head_weight", None)
-        if weight is None and callable(getattr(part, "get_output_embeddings", None)):
-            weight = getattr(part.get_output_embeddings(), "weight", None)
+        weight: Any = getattr(part, "head_weight", None)
+        output_embeddings: Any = getattr(part, "get_output_embeddings", None)
+        if weight is None and callable(output_embeddings):
+            weight = getattr(output_embeddings(), "weight", None)
         if isinstance(weight, Tensor):
             found.add(id(weight))
     return found
