@@ -77,7 +77,9 @@ def shifted(batch: Any) -> Tensor:
     return batch["shift_labels"] if "shift_labels" in batch else batch["labels"][:, 1:]
 
 
-def make_rows(count: int, *, seed: int = 0, labels: str = "shift_labels") -> list[dict[str, Tensor]]:
+def make_rows(
+    count: int, *, seed: int = 0, labels: str = "shift_labels"
+) -> list[dict[str, Tensor]]:
     """Rows with unequally many targets, so that means of means are wrong."""
     generator = torch.Generator().manual_seed(seed)
     rows = []

@@ -1,0 +1,163 @@
+"""PerplexityMonitor under DDP: every sample counts once, whatever the sampler repeats."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign import VOCAB, Bigram, brute_force, loader, make_rows, perplexity, trainer
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from ranks import run_on_ranks
+from torch.utils.data import DistributedSampler
+from torchmetrics import MeanMetric
+
+from lightning_llm.callbacks import PerplexityMonitor
+
+pytestmark = pytest.mark.distributed
+
+# (name, what the step returns, samples, batch size)
+PLAIN = [
+    ("sums-5-1", "sums", 5, 1),
+    ("sums-5-2", "sums", 5, 2),
+    ("sums-5-3", "sums", 5, 3),
+    ("sums-6-2", "sums", 6, 2),
+    ("sums-1-2", "sums", 1, 2),
+    ("logits-5-1", "logits", 5, 1),
+    ("logits-5-3", "logits", 5, 3),
+    ("loss-5-2", "tensor", 5, 2),
+]
+
+
+class Counting(Bigram):
+    """Has a metric of its own and a memory of the rows its step was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = MeanMetric()
+        self.calls: list[int] = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.calls.append(len(batch["input_ids"]))
+        self.mean.update(batch["input_ids"].float())
+        torch.rand(3)
+        return super().evaluate(batch, "val_loss")
+
+
+class Texts(Bigram):
+    """Its batches also hold a list of strings and a number."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        assert len(batch["names"]) == len(batch["input_ids"]), "a row without its string"
+        return super().evaluate(batch, "val_loss")
+
+
+def validate(module: Bigram, *loaders: Any, **options: Any) -> dict[str, float]:
+    callbacks = [PerplexityMonitor(torch.arange(VOCAB))]
+    options = {"callbacks": callbacks, "devices": int(os.environ["WORLD_SIZE"])} | options
+    run = trainer(strategy="ddp", **options)
+    run.validate(module, list(loaders) if len(loaders) > 1 else loaders[0], verbose=False)
+    return {name: value.item() for name, value in run.callback_metrics.items()}
+
+
+def cases() -> dict[str, Any]:
+    """All cases of one world, in one start of its processes."""
+    found: dict[str, Any] = {}
+    for name, returns, samples, batch_size in PLAIN:
+        found[name] = validate(Bigram(returns), loader(make_rows(samples), batch_size))
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    shuffled = DistributedSampler(make_rows(5), world, rank, shuffle=True, seed=3)
+    found["shuffled"] = validate(Bigram(), loader(make_rows(5), 3, sampler=shuffled))
+    uneven = UnrepeatedDistributedSampler(make_rows(5), world, rank, shuffle=False)
+    found["uneven"] = validate(Quiet(), loader(make_rows(5), 1, sampler=uneven))
+    found["stopped early"] = validate(
+        Bigram(), loader(make_rows(2 * world + 1), 1), limit_val_batches=2
+    )
+    found["two loaders"] = validate(
+        Bigram(), loader(make_rows(5, seed=1), 2), loader(make_rows(7, seed=2), 8)
+    )
+
+    def collate(rows: list[Any]) -> dict[str, Any]:
+        batch = torch.utils.data.default_collate(rows)
+        return batch | {"names": [str(i) for i in range(len(rows))], "scale": 1.0}
+
+    found["strings"] = validate(Texts(), loader(make_rows(5), 3, collate_fn=collate))
+
+    for name, options in (("metric", {}), ("metric, no monitor", {"callbacks": []})):
+        module = Counting()
+        torch.manual_seed(7)
+        found[name] = validate(module, loader(make_rows(5), 3), **options)
+        found[name]["calls"] = module.calls
+        found[name]["left"] = (
+            module.mean.mean_value.item(),
+            module.mean.weight.item(),
+            module.mean.update_count,
+            torch.rand(1).item(),
+        )
+    return found
+
+
+class Quiet(Bigram):
+    """Logs nothing, for a log with ``sync_dist`` needs equally many batches on all ranks."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        outputs = self.table(batch["input_ids"])
+        return {"logits": outputs}
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def world(request: Any, tmp_path_factory: Any) -> tuple[int, list[dict[str, Any]]]:
+    directory: Path = tmp_path_factory.mktemp("ranks")
+    return request.param, run_on_ranks(cases, request.param, directory)
+
+
+def check(world: tuple[int, list[dict[str, Any]]], name: str, rows: Any, suffix: str = "") -> None:
+    nll, _ = brute_force(Bigram(), rows)
+    text_bytes = sum(int(t) for row in rows for t in row["shift_labels"] if t != -100)
+    for found in world[1]:
+        value = found[name][f"val_perplexity{suffix}"]
+        assert value == pytest.approx(perplexity(Bigram(), rows), rel=2e-6)
+        bits = found[name][f"val_bits_per_byte{suffix}"]
+        assert bits == pytest.approx(nll / math.log(2) / text_bytes, rel=2e-6)
+
+
+@pytest.mark.parametrize(("name", "samples"), [(case[0], case[2]) for case in PLAIN])
+def test_each_sample_counts_once(world: Any, name: str, samples: int) -> None:
+    check(world, name, make_rows(samples))
+
+
+def test_the_sampler_did_repeat(world: Any) -> None:
+    """The module's own average, over what Lightning ran, is another one with the repetitions."""
+    [losses] = {found["logits-5-1"]["val_loss"] for found in world[1]}
+    rows = make_rows(5)
+    rows += rows[: -len(rows) % world[0]]
+    means = [nll / tokens for nll, tokens in (brute_force(Bigram(), [row]) for row in rows)]
+    assert losses == pytest.approx(sum(means) / len(means), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "uneven", "strings", "metric"])
+def test_other_samplers_and_batches(world: Any, name: str) -> None:
+    check(world, name, make_rows(5))
+
+
+def test_a_run_that_stops_before_the_repetition(world: Any) -> None:
+    check(world, "stopped early", make_rows(2 * world[0] + 1)[: 2 * world[0]])
+
+
+def test_several_dataloaders(world: Any) -> None:
+    check(world, "two loaders", make_rows(5, seed=1), "/dataloader_idx_0")
+    check(world, "two loaders", make_rows(7, seed=2), "/dataloader_idx_1")
+
+
+def test_the_second_call_of_the_step_leaves_metrics_and_generators_alone(world: Any) -> None:
+    size = math.ceil(5 / world[0])
+    for rank, found in enumerate(world[1]):
+        repeats = (size - 1) * world[0] + rank >= 5
+        assert found["metric"]["calls"] == [size, size - repeats]
+        assert found["metric, no monitor"]["calls"] == [size]
+        assert found["metric"]["left"] == found["metric, no monitor"]["left"]
+        assert found["metric"]["val_loss"] == found["metric, no monitor"]["val_loss"]
