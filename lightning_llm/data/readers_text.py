@@ -19,7 +19,9 @@ from lightning_llm.data.readers_base import (
 )
 
 _TAIL_BYTES = 1 << 16
-_LINE_START = re.compile(rb"\n(?=[^\s])")
+# Best first. The second suits tokenizers that keep blank lines together (ours, GPT-4's); GPT-2's
+# makes the last line end of several a token of its own.
+_CUTS = (re.compile(rb"\S\r?\n(?=\S)"), re.compile(rb"\n(?=\S)"))
 
 
 def read_text(
@@ -110,12 +112,13 @@ def _lines_before(path: Path, start: int) -> int:
 def _cut(held: bytes) -> int:
     """Return how much of the bytes to hand on, so that tokens rarely depend on the cut.
 
-    A line end followed by the start of a line is where tokenizers split anyway; else the last line
-    end, else the last space, else everything.
+    Before a line that is not indented, tokenizers split anyway; else the last line end, else the
+    last space, else everything.
     """
-    starts = [m.end() for m in _LINE_START.finditer(held, max(0, len(held) - _TAIL_BYTES))]
-    if starts:
-        return starts[-1]
+    for pattern in _CUTS:
+        ends = [match.end() for match in pattern.finditer(held, max(0, len(held) - _TAIL_BYTES))]
+        if ends:
+            return ends[-1]
     half = len(held) // 2
     return held.rfind(b"\n", half) + 1 or held.rfind(b" ", half) + 1 or len(held)
 

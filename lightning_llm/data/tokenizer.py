@@ -191,9 +191,11 @@ def _load(name: str) -> Any:
     if not local and (name.startswith((".", os.sep)) or name.count("/") > 1 or not name):
         raise FileNotFoundError(f"tokenizer {name!r}: no such file or directory.")
     try:
-        if os.path.isfile(name):
+        if os.path.isfile(name) and os.path.basename(name) != "tokenizer.json":
             return PreTrainedTokenizerFast(tokenizer_file=name)
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        # The folder of a tokenizer.json may also say which token ends a text.
+        folder = os.path.dirname(name) or "." if os.path.isfile(name) else name
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # `tokenizers` raises bare Exception on a damaged file
         where = "" if local else " (it is no local path, so it was looked up on the hub)"
         raise ValueError(f"tokenizer {name!r} cannot be loaded{where}: {error}") from error

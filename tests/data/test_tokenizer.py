@@ -13,6 +13,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lightning_llm.data.sources import read_documents
 from lightning_llm.data.tokenizer import (
     TokenizerSpec,
     encode_texts,
@@ -326,6 +327,20 @@ def test_nothing_is_truncated_and_nothing_warns(tmp_path: Path) -> None:
     assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_ids_do_not_depend_on_where_a_file_is_cut(
+    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ENGLISH + CHINESE) * 10
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    monkeypatch.setattr("lightning_llm.data.readers_text.PIECE_BYTES", 450)
+    (document,) = read_documents(tmp_path / "a.txt")
+    pieces = list(document.pieces)
+    assert len(pieces) > 8
+    (whole,) = encode_texts(trained(algorithm), [text])
+    assert np.concatenate(encode_texts(trained(algorithm), pieces)).tolist() == whole.tolist()
+
+
 # --- bytes of each id ---
 
 
@@ -411,7 +426,8 @@ def gpt2_like() -> Tokenizer:
 
 def test_bare_tokenizer_file(tmp_path: Path) -> None:
     gpt2_like().save(str(tmp_path / "tokenizer.json"))
-    for path in (tmp_path, str(tmp_path / "tokenizer.json")):
+    gpt2_like().save(str(tmp_path / "named.json"))
+    for path in (tmp_path, str(tmp_path / "tokenizer.json"), tmp_path / "named.json"):
         tokenizer = load_tokenizer(path)
         assert tokenizer.eos_token_id == tokenizer.pad_token_id == 258
         for text in HARD:
@@ -421,6 +437,13 @@ def test_bare_tokenizer_file(tmp_path: Path) -> None:
             lengths = token_byte_lengths(tokenizer)
             assert lengths is not None
             assert lengths[ids].sum() == len(text.encode())
+
+
+def test_file_beside_its_configuration(tmp_path: Path) -> None:
+    backend = gpt2_like()
+    backend.add_special_tokens([AddedToken("<|end|>", special=True)])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>").save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path / "tokenizer.json").eos_token == "<|end|>"
 
 
 def test_loading_errors(tmp_path: Path) -> None:
