@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_llm.models.cache import LayerCache
 from lightning_llm.models.config import TransformerConfig
 from lightning_llm.models.linear import Linear
+from lightning_llm.models.norms import RMSNorm
 from lightning_llm.models.positions import rotate
 
 
@@ -45,8 +46,8 @@ class Attention(nn.Module):
         self.q_norm: nn.Module | None = None
         self.k_norm: nn.Module | None = None
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
-            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
 
     def forward(
         self,

@@ -34,8 +34,8 @@ class LayerCache:
         if not self._memory:
             batch, groups, _, width = keys.shape
             shape = (batch, groups, self.capacity, width)
-            options = {"device": self.device or keys.device, "dtype": self.dtype or keys.dtype}
-            self._memory = (keys.new_empty(shape, **options), keys.new_empty(shape, **options))
+            device, dtype = self.device or keys.device, self.dtype or keys.dtype
+            self._memory = tuple(torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
         end = self.length + keys.shape[2]
         all_keys, all_values = self._memory
         all_keys[:, :, self.length : end] = keys

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_llm.models.config import TransformerConfig
 from lightning_llm.models.linear import Linear
+from lightning_llm.models.precision import compute_dtype
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -57,4 +58,5 @@ class GatedFeedForward(FeedForward):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., D) to (..., D)."""
+        x = x.to(compute_dtype(x))  # once: autocast would make, and keep, a copy per product
         return self.down(self.activation(self.gate(x)) * self.up(x))

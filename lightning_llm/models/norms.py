@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lightning_llm.models.config import TransformerConfig
 
 
-def build_norm(config: TransformerConfig) -> nn.Module:
-    """A norm over the model width.
+class RMSNorm(nn.RMSNorm):
+    """``x / sqrt(mean(x ** 2) + eps) * weight`` (Zhang and Sennrich 2019, arXiv:1910.07467).
 
-    Both compute statistics in float32 whatever the dtype of the input, and return that dtype.
+    Computed in float32, returned in the dtype of the input. Under autocast the two differ in
+    dtype where the input comes from a matrix product; the fused kernel wants them alike.
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norms the last dimension."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(x.dtype)
+
+
+def build_norm(config: TransformerConfig) -> nn.Module:
+    """A norm over the model width."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.dim, eps=config.norm_eps)
+        return RMSNorm(config.dim, eps=config.norm_eps)
     return nn.LayerNorm(config.dim, eps=config.norm_eps, bias=config.norm_bias)

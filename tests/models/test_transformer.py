@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from reference_model import reference_logits
+from torch import Tensor
 from variants import BASE, VARIANTS, build, inputs
 
 from lightning_llm.models import Transformer, TransformerConfig
@@ -105,6 +106,28 @@ def test_bfloat16_stays_close_and_rotates_in_float32() -> None:
     assert 0 < error_late < 2 * error_early
     with pytest.raises(AssertionError):  # and float32 against bfloat16 is told apart
         torch.testing.assert_close(cast(ids).float(), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS])
+def test_autocast_stays_close(model: Transformer, documents: Tensor | None) -> None:
+    ids = inputs()
+    model.train()
+    expected = model(ids, document_ids=documents)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(ids, document_ids=documents)
+    assert 0 < (logits - expected).norm() < 0.05 * expected.norm()
+    logits.float().square().mean().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_nothing_is_read_back_from_the_device(model: Transformer) -> None:
+    """On the meta device a training step runs: no value decides what is done."""
+    model = model.to("meta").train()
+    ids, documents = inputs().to("meta"), DOCUMENTS.to("meta")
+    for options in ({}, {"document_ids": documents, "position_ids": documents}):
+        loss = model(ids, **options).sum()
+        aux = model.aux_loss()
+        (loss if aux is None else loss + aux).backward()
 
 
 def test_dropout_acts_in_training_only(model: Transformer) -> None:
