@@ -1,0 +1,55 @@
+"""Put Lightning's counters and the loader back on one optimizer-step boundary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lightning_llm.data.loader import TokenLoader
+
+
+def align_with_trainer(trainer: Trainer, loader: TokenLoader, state: dict[str, Any]) -> None:
+    """Place a training loader, and the trainer's count of batches, after what was trained on.
+
+    The loader's own count is not enough, for two reasons. A run that died inside a step had been
+    handed a batch it never finished, and one that died between two micro-batches of an
+    accumulation window lost the gradients of that window: both are taken again. And with another
+    number of ranks, micro-batch size or accumulation, Lightning's count of batches in the epoch
+    means other samples than before.
+
+    Args:
+        trainer: Its loops are restored from the checkpoint.
+        loader: Its epoch is restored.
+        state: As saved by `TokenLoader.state_dict`.
+
+    Raises:
+        ValueError: The place falls inside an optimizer step of the present global batch size.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    count = progress.current
+    if progress.is_last_batch and count.processed >= count.ready:
+        step = _last_step(trainer, len(loader))
+    else:
+        samples = min(state["samples"], count.processed * state["samples_per_step"])
+        samples -= samples % state["samples_per_update"]
+        if samples % loader.samples_per_update:
+            raise ValueError(
+                f"cannot continue after {samples} samples of the epoch: the global batch size "
+                f"(micro_batch_size * ranks * accumulate_grad_batches) was "
+                f"{state['samples_per_update']} and is now {loader.samples_per_update}, which "
+                "does not divide them. Keep the global batch size, or choose one that does."
+            )
+        step = loader.step_at(samples)
+    # A checkpoint taken in `on_train_batch_end` has one batch processed but not yet completed.
+    unfinished = count.processed - count.completed
+    count.ready = count.started = count.processed = step
+    count.completed = step - unfinished
+    loader.seek(step)
+
+
+def _last_step(trainer: Trainer, length: int) -> int:
+    """Return how many batches the trainer takes in an epoch."""
+    limit = trainer.limit_train_batches
+    return min(length, limit) if isinstance(limit, int) else int(length * limit)
