@@ -21,6 +21,7 @@ class Peak(NamedTuple):
 # Names are those of torch.cuda.get_device_name, e.g. "NVIDIA H100 80GB HBM3" (SXM),
 # "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA A100-SXM4-80GB", "NVIDIA GeForce RTX 4090".
 _PEAKS: list[tuple[tuple[str, ...], Peak]] = [
+    (("gb200",), Peak(2500e12, 1250e12, 80e12)),
     (("b200",), Peak(2250e12, 1125e12, 75e12)),
     (("gh200",), Peak(989.4e12, 494.7e12, 66.9e12)),
     (("h200", "nvl"), Peak(835.5e12, 417.7e12, 60e12)),
@@ -55,7 +56,10 @@ def peak_flops(device_name: str, dtype: str = "bf16") -> float | None:
         device_name: As given by ``torch.cuda.get_device_name``.
         dtype: ``"bf16"`` (also for fp16 and fp8 runs), ``"tf32"`` or ``"fp32"``.
     """
+    # A variant with the family's name and fewer units: laptop chips, "RTX 4090 D", MIG slices.
     words = device_name.lower().replace("-", " ").replace("_", " ").split()
+    if {"laptop", "d", "mig"} & set(words):
+        return None
     for needed, peak in _PEAKS:
         if all(word in words for word in needed):
             return getattr(peak, dtype)
