@@ -123,6 +123,7 @@ def trainer(**options: Any) -> L.Trainer:
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "max_epochs": 1,
+        "log_every_n_steps": 1,
     }
     return L.Trainer(**(defaults | options))
 
