@@ -521,6 +521,7 @@ def test_fingerprint_is_of_names_and_contents(tmp_path: Path) -> None:
     moved = [write(tmp_path / "y/a.txt", "one"), write(tmp_path / "y/b.txt", "two")]
     assert fingerprint_files(moved) == before
     assert fingerprint_files([b, a]) != before
+    assert fingerprint_files([a, write(tmp_path / "x/c.txt", "two")]) != before
     assert fingerprint_files([a]) != before
     times = os.stat(b)
     write(b, "twO")  # same size, same time

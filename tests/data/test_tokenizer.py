@@ -233,6 +233,16 @@ def test_special_tokens_in_text_are_text(algorithm: str) -> None:
     assert tokenizer(EOS)["input_ids"] == [tokenizer.eos_token_id]
 
 
+def test_special_names_are_spelled_as_any_text() -> None:
+    """Not cut by the guard: the ids are those of a tokenizer without special tokens."""
+    tokenizer = trained("bpe")
+    model = Tokenizer(tokenizer.backend_tokenizer.model)
+    model.pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    texts = [EOS, f"the{EOS}{EOS} fox", "<|user|>", "<|unk|>"]
+    expected = [encoding.ids for encoding in model.encode_batch(texts)]
+    assert [ids.tolist() for ids in encode_texts(tokenizer, texts)] == expected
+
+
 def test_name_that_training_learned_as_a_piece() -> None:
     """The merges of "SEP" end in the id of the special token: only the guard prevents it."""
     spec = TokenizerSpec("bpe", vocab_size=400, special_tokens=["SEP"])
