@@ -1,7 +1,8 @@
-"""A float64 sum that lives where the numbers are, for metrics that are a ratio of two sums."""
+"""A ratio of two float64 sums that live where the numbers are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ Number = Tensor | float | int
 class RatioOfSums(Metric):
     """Accumulates ``numerator`` and ``denominator`` in float64, summed over ranks by ``compute``.
 
-    The states follow the device of the first tensor they meet, so ``update`` never waits for the
-    accelerator. Apple's MPS has no float64; there the states stay on the CPU, and ``update`` waits
-    for the two values it is given.
+    The states move to the device of the first tensor from an accelerator, so ``update`` never
+    waits for it. Apple's MPS has no float64: there the states stay on the CPU, and ``update``
+    waits for the two values it is given.
     """
 
     full_state_update = False
+    is_differentiable = False
+    higher_is_better = False
 
     numerator: Tensor
     denominator: Tensor
@@ -38,9 +41,17 @@ class RatioOfSums(Metric):
         if not isinstance(value, Tensor):
             return value
         value = value.detach()
-        if value.device != self.numerator.device:
-            if value.device.type in ("cpu", "mps"):
-                value = value.to(self.numerator.device)
-            else:
+        if value.device.type not in ("cpu", "mps"):
+            if value.device != self.numerator.device:
                 self.to(value.device)
+        else:
+            value = value.to(self.numerator.device)
         return value.sum(dtype=torch.float64)
+
+    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.nn.Module:
+        try:
+            return super()._apply(fn, *args, **kwargs)
+        except TypeError as error:
+            if "float64" not in str(error):
+                raise
+            return self  # moving to MPS: the states stay where they are

@@ -17,9 +17,6 @@ class BitsPerByte(RatioOfSums):
     all batches and ranks. ``compute`` before any byte was counted is NaN.
     """
 
-    is_differentiable = False
-    higher_is_better = False
-
     def update(self, nll_sum: Number, num_bytes: Number) -> None:
         """Add a batch.
 

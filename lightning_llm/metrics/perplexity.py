@@ -26,9 +26,6 @@ class Perplexity(RatioOfSums):
     ``compute`` before any token was counted is NaN: there is no perplexity of nothing.
     """
 
-    is_differentiable = False
-    higher_is_better = False
-
     def update(self, nll_sum: Number, num_tokens: Number) -> None:
         """Add a batch.
 
