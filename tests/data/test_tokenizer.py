@@ -235,7 +235,9 @@ def test_special_tokens_in_text_are_text(algorithm: str) -> None:
 
 def test_special_names_are_spelled_as_any_text() -> None:
     """Not cut by the guard: the ids are those of a tokenizer without special tokens."""
-    tokenizer = trained("bpe")
+    corpus = [f"the {EOS}{EOS}fox <|user|> " * 50]  # learns "<|" as one piece
+    spec = TokenizerSpec("bpe", vocab_size=300, special_tokens=["<|user|>"])
+    tokenizer = train_tokenizer(spec, corpus)
     model = Tokenizer(tokenizer.backend_tokenizer.model)
     model.pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
     texts = [EOS, f"the{EOS}{EOS} fox", "<|user|>", "<|unk|>"]
