@@ -36,23 +36,27 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     Returns:
         ``{"params": [...], "kind": ...}`` per kind, in registration order, each parameter once;
         with ``"weight_decay": 0.0`` for the kinds without decay. Frozen parameters are left out.
+        Fused query, key and value projections that tell their heads (see :func:`_qkv_heads`) are
+        matrices in a group of their own, with ``"qkv_heads": (query heads, key/value heads)``.
 
     Raises:
         ValueError: nothing in ``module`` is trainable.
     """
-    kinds = _kinds_by_parameter(module)
-    groups: dict[str, list[Tensor]] = {kind: [] for kind in _KINDS}
+    kinds, heads = _kinds_by_parameter(module), _qkv_heads(module)
+    groups: dict[tuple[int, Any], list[Tensor]] = {}
     for parameter in module.parameters():  # registration order, shared parameters once
         if parameter.requires_grad:
-            groups[kinds[id(parameter)]].append(parameter)
-    if not any(groups.values()):
+            key = (_KINDS.index(kinds[id(parameter)]), heads.get(id(parameter), ()))
+            groups.setdefault(key, []).append(parameter)
+    if not groups:
         raise ValueError(
             f"{type(module).__name__} has no parameter with requires_grad=True: nothing to optimize"
         )
     return [
-        {"params": parameters, "kind": kind} | ({} if kind in _DECAYED else {"weight_decay": 0.0})
-        for kind, parameters in groups.items()
-        if parameters
+        {"params": parameters, "kind": _KINDS[index]}
+        | ({} if _KINDS[index] in _DECAYED else {"weight_decay": 0.0})
+        | ({"qkv_heads": qkv_heads} if qkv_heads else {})
+        for (index, qkv_heads), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
@@ -89,4 +93,22 @@ def _head_weights(module: nn.Module) -> set[int]:
             weight = getattr(output_embeddings(), "weight", None)
         if isinstance(weight, Tensor):
             found.add(id(weight))
+    return found
+
+
+def _qkv_heads(module: nn.Module) -> dict[int, tuple[int, int]]:
+    """Head counts by identity of a fused projection ``qkv`` with rows grouped by key/value head.
+
+    Such a projection is an attribute ``qkv`` of a module with ``n_heads``, ``n_kv_heads`` and
+    ``head_dim``, as in :class:`lightning_llm.models.Transformer`.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for part in module.modules():
+        weight = getattr(getattr(part, "qkv", None), "weight", None)
+        names = ("n_heads", "n_kv_heads", "head_dim")
+        if not isinstance(weight, Tensor) or not all(hasattr(part, name) for name in names):
+            continue
+        n_heads, n_kv_heads, head_dim = (int(getattr(part, name)) for name in names)
+        if weight.ndim == 2 and weight.shape[0] == (n_heads + 2 * n_kv_heads) * head_dim:
+            found[id(weight)] = (n_heads, n_kv_heads)
     return found
