@@ -49,12 +49,19 @@ def is_plain_text(path: str | Path, *, compressed: bool = True) -> bool:
     return plain and (compressed or path.suffix.lower() not in _COMPRESSED)
 
 
-def expand_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
+def expand_files(
+    patterns: str | Path | Sequence[str | Path], *, exclude_folders: Sequence[str] = ()
+) -> list[Path]:
     """Turn paths, globs and directories into the files they stand for.
 
     ``**`` in a glob matches any depth. A directory stands for the ``.txt``, ``.jsonl`` and
     ``.parquet`` files below it (compressed or not, hidden ones left out); other suffixes need a
     glob, such as ``src/**/*.py``.
+
+    Args:
+        patterns: Paths, globs and directories.
+        exclude_folders: Names of folders to leave out, at any depth below a directory or below the
+            part of a glob that has no wildcard.
 
     Returns:
         The files, sorted by path, each once, however often it was reached.
@@ -68,7 +75,10 @@ def expand_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     listed = [patterns] if isinstance(patterns, (str, os.PathLike)) else list(patterns)
     if not listed:
         raise ValueError("no files given: expected at least one path or glob.")
-    found = [file for pattern in listed for file in _expand(pattern)]
+    if isinstance(exclude_folders, str):
+        raise TypeError(f"exclude_folders: expected a list of names, got {exclude_folders!r}.")
+    excluded = frozenset(exclude_folders)
+    found = [file for pattern in listed for file in _expand(pattern, excluded)]
     unique: dict[str, str] = {}
     for file in sorted(found, key=os.path.abspath):
         unique.setdefault(os.path.realpath(file), file)
@@ -78,12 +88,12 @@ def expand_files(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(file) for file in unique.values()]
 
 
-def _expand(pattern: str | Path) -> list[str]:
+def _expand(pattern: str | Path, excluded: frozenset[str]) -> list[str]:
     if not isinstance(pattern, (str, os.PathLike)):
         raise TypeError(f"files: expected a path or glob, got {type(pattern).__name__}.")
     path = os.path.expanduser(os.fspath(pattern))
     if os.path.isdir(path):
-        return _files_below(path)
+        return _without(excluded, _files_below(path), path)
     if os.path.exists(path):
         if not os.path.isfile(path):
             raise ValueError(f"{path}: not a regular file.")
@@ -97,7 +107,22 @@ def _expand(pattern: str | Path) -> list[str]:
         raise FileNotFoundError(
             f"no file matches {path!r}: nothing found{only} (working directory: {os.getcwd()})."
         )
-    return files
+    return _without(excluded, files, path)
+
+
+def _without(excluded: frozenset[str], files: list[str], pattern: str) -> list[str]:
+    """Leave out the files that lie in an excluded folder below the fixed part of the pattern."""
+    if not excluded:
+        return files
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    kept = [file for file in files if excluded.isdisjoint(Path(file).parts[fixed:-1])]
+    if not kept:
+        raise FileNotFoundError(
+            f"{pattern!r}: every one of the {len(files)} files lies in one of exclude_folders="
+            f"{sorted(excluded)}."
+        )
+    return kept
 
 
 def _files_below(directory: str) -> list[str]:

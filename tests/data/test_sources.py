@@ -530,3 +530,16 @@ def test_fingerprint_is_of_names_and_contents(tmp_path: Path) -> None:
     write(a, "onet")
     write(b, "wo")  # the same bytes, cut elsewhere
     assert fingerprint_files([a, b]) != before
+
+
+def test_excluded_folders_are_left_out_below_the_fixed_part_of_a_glob(tmp_path: Path) -> None:
+    root = tmp_path / "test"
+    for name in ("a.py", "test/b.py", "lib/site-packages/deep/c.py", "lib/d.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+    found = expand_files(f"{root}/**/*.py", exclude_folders=["test", "site-packages"])
+    assert [file.relative_to(root).as_posix() for file in found] == ["a.py", "lib/d.py"]
+    with pytest.raises(FileNotFoundError, match="every one of the 1 files"):
+        expand_files(f"{root}/**/b.py", exclude_folders=["test"])
+    with pytest.raises(TypeError, match="exclude_folders"):
+        expand_files(f"{root}/**/*.py", exclude_folders="test")
