@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from lightning_llm.metrics.bits_per_byte import BitsPerByte
+from lightning_llm.metrics.bleu import CorpusBLEU
+from lightning_llm.metrics.chrf import CorpusCHRF
 from lightning_llm.metrics.perplexity import Perplexity
 
-__all__ = ["Perplexity", "BitsPerByte"]
+__all__ = ["Perplexity", "BitsPerByte", "CorpusBLEU", "CorpusCHRF"]
