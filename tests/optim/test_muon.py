@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -256,6 +259,27 @@ def test_the_number_of_products_does_not_grow_with_the_layers() -> None:
         return counter.total
 
     assert products(1) == products(7) == 15
+
+
+@pytest.mark.distributed
+def test_sharded_weights_move_as_whole_ones(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("check_muon_sharded.py"))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), "2", str(tmp_path / "rendezvous")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=120)
+            assert rank.returncode == 0, errors
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
 
 
 def test_closure() -> None:
