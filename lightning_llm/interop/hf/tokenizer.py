@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# What a tokenizer remembers of its last call and of where it was loaded from: it would make equal
+# tokenizers pack differently.
+_TRANSIENT = {
+    "tokenizer.json": ("padding", "truncation"),
+    "tokenizer_config.json": ("is_local", "local_files_only", "name_or_path"),
+}
+
+
 def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The files that ``tokenizer.save_pretrained`` writes, as text.
 
@@ -19,7 +27,7 @@ def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         tokenizer: A fast tokenizer (backed by the ``tokenizers`` library).
 
     Returns:
-        File name -> contents; plain data, the chat template included.
+        File name -> contents: plain data, the chat template included. Equal for equal tokenizers.
 
     Raises:
         TypeError: The tokenizer is not a fast one.
@@ -32,9 +40,22 @@ def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         # Without the option, templates go to files of their own, one folder deep for named ones.
         tokenizer.save_pretrained(folder, save_jinja_files=False)
-        files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+        paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
         # sentencepiece's binary model repeats what tokenizer.json says.
-        return {p.name: p.read_text(encoding="utf-8") for p in files if p.suffix != ".model"}
+        return {path.name: _stable_text(path) for path in paths if path.suffix != ".model"}
+
+
+def _stable_text(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.name not in _TRANSIENT:
+        return text
+    content = json.loads(text)
+    for key in _TRANSIENT[path.name]:
+        if path.name == "tokenizer.json":
+            content[key] = None  # the library requires the key
+        else:
+            content.pop(key, None)
+    return json.dumps(content, ensure_ascii=False, indent=1)
 
 
 def unpack_tokenizer(files: Mapping[str, str]) -> PreTrainedTokenizerBase:
