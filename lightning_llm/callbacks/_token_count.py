@@ -13,8 +13,8 @@ from lightning_llm.callbacks._batch import IGNORE_INDEX, field
 def tokens_of(batch: Any) -> tuple[Tensor | int, int] | None:
     """The non-padding tokens of a batch and its sequence length; ``None`` if there are none.
 
-    Padding is what ``attention_mask`` (B, T) hides; without one, what has no label, and without
-    labels nothing.
+    Padding is what ``attention_mask`` (B, T) hides, else what belongs to no document (negative
+    ``document_ids``), else what has no label, else nothing.
     """
     input_ids = field(batch, "input_ids")
     labels = field(batch, "shift_labels")
@@ -27,6 +27,9 @@ def tokens_of(batch: Any) -> tuple[Tensor | int, int] | None:
     mask = field(batch, "attention_mask")
     if isinstance(mask, Tensor) and mask.shape == shaped.shape:
         return (mask != 0).sum(), seq_len
+    documents = field(batch, "document_ids")
+    if isinstance(documents, Tensor) and documents.shape == shaped.shape:
+        return (documents >= 0).sum(), seq_len
     if isinstance(labels, Tensor) and labels.shape == shaped.shape:
         return (labels != IGNORE_INDEX).sum(), seq_len
     return shaped.numel(), seq_len

@@ -1,4 +1,4 @@
-"""PerplexityMonitor under DDP: every sample counts once, whatever the sampler repeats."""
+"""The monitors under DDP: a sample counts once, whatever the sampler repeats; tokens add up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ranks import run_on_ranks
 from torch.utils.data import DistributedSampler
 from torchmetrics import MeanMetric
 
-from lightning_llm.callbacks import PerplexityMonitor
+from lightning_llm.callbacks import PerplexityMonitor, SpeedMonitor
 
 pytestmark = pytest.mark.distributed
 
@@ -63,11 +63,28 @@ def validate(module: Bigram, *loaders: Any, **options: Any) -> dict[str, float]:
     return {name: value.item() for name, value in run.callback_metrics.items()}
 
 
+def speed() -> dict[str, Any]:
+    """Tokens differ between the ranks; a crash on one must not wait for the others."""
+    monitor = SpeedMonitor(peak_flops=1e3, flops_per_token=10.0)
+    world_size = int(os.environ["WORLD_SIZE"])
+    run = trainer(strategy="ddp", devices=world_size, log_every_n_steps=2, callbacks=[monitor])
+    run.fit(Bigram(), loader(make_rows(2 * world_size)))
+    found = {name: value.item() for name, value in run.callback_metrics.items()}
+    monitor.on_train_batch_end(run, run.lightning_module, None, {"input_ids": torch.ones(1, 4)}, 0)
+    if run.is_global_zero:
+        monitor.on_exception(run, run.lightning_module, RuntimeError())
+        checkpoint: dict[str, Any] = {"callbacks": {}}
+        monitor.on_save_checkpoint(run, run.lightning_module, checkpoint)
+        found["saved"] = checkpoint["callbacks"][monitor.state_key]["tokens_seen"]
+    return found
+
+
 def cases() -> dict[str, Any]:
     """All cases of one world, in one start of its processes."""
     found: dict[str, Any] = {}
     for name, returns, samples, batch_size in PLAIN:
         found[name] = validate(Bigram(returns), loader(make_rows(samples), batch_size))
+    found["speed"] = speed()
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     shuffled = DistributedSampler(make_rows(5), world, rank, shuffle=True, seed=3)
@@ -161,3 +178,13 @@ def test_the_second_call_of_the_step_leaves_metrics_and_generators_alone(world: 
         assert found["metric, no monitor"]["calls"] == [size]
         assert found["metric"]["left"] == found["metric, no monitor"]["left"]
         assert found["metric"]["val_loss"] == found["metric, no monitor"]["val_loss"]
+
+
+def test_speed_is_that_of_all_ranks(world: Any) -> None:
+    rows = make_rows(2 * world[0])
+    total = sum(int((row["shift_labels"] != -100).sum()) for row in rows)
+    for found in world[1]:
+        found = found["speed"]
+        assert found["tokens_seen"] == total
+        assert found["mfu"] == pytest.approx(found["tokens_per_second"] * 10.0 / world[0] / 1e3)
+    assert world[1][0]["speed"]["saved"] == total + world[0] * 4
