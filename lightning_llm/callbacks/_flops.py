@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_llm.callbacks._signature import accepted
 from lightning_llm.callbacks.peak_flops import peak_flops
 
 FlopsPerToken = float | Callable[..., float]
@@ -36,9 +36,8 @@ class TokenFlops:
         if not callable(self._source):
             return float(self._source), None
         full = float(self._source(seq_len))
-        if "causal" not in inspect.signature(self._source).parameters:
-            return full, None
-        return full, float(self._source(seq_len, causal=True))
+        options = accepted(self._source, {"causal": True})
+        return full, float(self._source(seq_len, **options)) if options else None
 
 
 def find_token_flops(given: FlopsPerToken | None, pl_module: LightningModule) -> TokenFlops | None:

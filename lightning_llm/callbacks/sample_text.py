@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
+from lightning_llm.callbacks._signature import accepted
 from lightning_llm.callbacks._text_log import log_samples
 
 
@@ -121,7 +121,7 @@ class SampleText(Callback):
             ):
                 if self._options["seed"] is not None:
                     torch.manual_seed(self._options["seed"])
-                texts = list(function(*arguments, **_accepted(function, self._options)))
+                texts = list(function(*arguments, **accepted(function, self._options)))
         finally:
             for module, training in modes:
                 module.training = training
@@ -131,14 +131,6 @@ class SampleText(Callback):
                 "SampleText expects one continuation per prompt"
             )
         return texts
-
-
-def _accepted(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``options`` that ``function`` has a parameter for."""
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return options
-    return {name: value for name, value in options.items() if name in parameters}
 
 
 def _append(path: Path, samples: list[tuple[str, str]], step: int, epoch: int) -> None:
