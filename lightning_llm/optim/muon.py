@@ -12,7 +12,12 @@ from torch.optim.adamw import adamw
 
 from lightning_llm.optim.adamw import can_fuse
 from lightning_llm.optim.matrix_parts import join_parts, local_shard, split_parts, whole
-from lightning_llm.optim.orthogonalize import Method, orthogonalize, step_coefficients
+from lightning_llm.optim.orthogonalize import (
+    Method,
+    orthogonalize,
+    product_dtype,
+    step_coefficients,
+)
 
 # Matrices of one shape go through the products together, up to this many elements: enough to fill
 # a GPU, and a bound on the few temporary copies that the products need.
@@ -190,8 +195,7 @@ def _orthogonalized(updates: list[Tensor], group: dict[str, Any]) -> list[Tensor
         by_shape.setdefault((part.shape, part.device), []).append(index)
     for (shape, device), indices in by_shape.items():
         scale = _update_scale(shape, group["match_rms_adamw"])
-        # 16 bits are enough for a direction; not every CPU multiplies in them.
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        dtype = product_dtype(device.type)
         step = max(1, _STACK_ELEMENTS // shape.numel())
         for start in range(0, len(indices), step):
             chosen = indices[start : start + step]

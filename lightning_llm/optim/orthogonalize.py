@@ -8,6 +8,7 @@ singular value decomposition; they need no more than 16 bits and no host.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import torch
@@ -40,6 +41,16 @@ def step_coefficients(method: Method, steps: int) -> tuple[Coefficients, ...]:
     if method == "newton_schulz":
         return (_NEWTON_SCHULZ,) * steps
     return (_POLAR_EXPRESS + (_CLASSICAL,) * steps)[:steps]
+
+
+@cache
+def product_dtype(device_type: str) -> torch.dtype:
+    """bfloat16, which is enough for a direction, except on CPUs that only emulate it."""
+    if device_type != "cpu":
+        return torch.bfloat16
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    multiplies = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if multiplies else torch.float32
 
 
 def orthogonalize(

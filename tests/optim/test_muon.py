@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.optim import AdamW, Muon, WarmupCosine, parameter_groups
 from lightning_llm.optim.matrix_parts import join_parts, split_parts
-from lightning_llm.optim.orthogonalize import orthogonalize, step_coefficients
+from lightning_llm.optim.orthogonalize import orthogonalize, product_dtype, step_coefficients
 
 
 def polar(matrix: Tensor) -> Tensor:
@@ -184,9 +184,11 @@ def test_query_key_and_value_are_matrices_of_their_own() -> None:
     gradients, moves = (split_parts(t, (4, 2)) for t in (weight.grad, before - weight.detach()))
     for gradient, move in zip(gradients, moves, strict=True):
         expected = orthogonalize(
-            gradient[None], step_coefficients("polar_express", 5), torch.float32
+            gradient[None], step_coefficients("polar_express", 5), product_dtype("cpu")
         )[0]
-        assert_close(move, expected * 0.2 * math.sqrt(16), rtol=1e-3, atol=1e-4)
+        # Small singular values carry the rounding of 16 bits; a wrong split is off by about 1.
+        error = (move - expected.float() * 0.2 * math.sqrt(16)).norm()
+        assert error < 0.1 * move.norm()
 
 
 def test_stacked_experts_are_matrices_of_their_own() -> None:
@@ -197,7 +199,9 @@ def test_stacked_experts_are_matrices_of_their_own() -> None:
         weight.grad = gradient.clone()
     Muon([{"params": [stack], "kind": "matrix"}]).step()
     Muon([{"params": single, "kind": "matrix"}]).step()
-    assert_close(stack.detach(), torch.stack([weight.detach() for weight in single]))
+    # Each way its own order of sums, in 16 bits on some CPUs; the update itself is about 3e-4.
+    separate = torch.stack([weight.detach() for weight in single])
+    assert_close(stack.detach(), separate, rtol=0, atol=1e-5)
 
 
 def tiny() -> tuple[Transformer, Tensor]:
