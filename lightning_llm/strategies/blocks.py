@@ -1,0 +1,85 @@
+"""Finds the repeated blocks of any model: what is compiled, checkpointed and sharded one by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import nn
+
+# A list of blocks next to the largest one counts (encoder beside decoder) from this share of it.
+_COMPARABLE = 0.1
+
+
+def find_blocks(
+    module: nn.Module, block_class: str | Sequence[str] | None = None
+) -> list[nn.Module]:
+    """The repeated blocks of a model, in registration order.
+
+    Without ``block_class``: the children of the ``nn.ModuleList``, ``nn.ModuleDict`` or
+    ``nn.Sequential`` that holds the most parameters, among those with two or more children, all
+    of one class, which themselves have parts. Lists of comparable size beside it are taken too,
+    so that an encoder-decoder gives both halves; lists inside a block (experts) are part of it.
+
+    Args:
+        module: Any module, Hugging Face models included.
+        block_class: Class name of the blocks, or several; subclasses count.
+
+    Returns:
+        Distinct modules, none inside another.
+
+    Raises:
+        ValueError: There are none; the classes that could be named are listed.
+    """
+    if block_class is not None:
+        names = {block_class} if isinstance(block_class, str) else set(block_class)
+        blocks = _of_class(module, names)
+        if not blocks:
+            raise ValueError(
+                f"block_class={sorted(names)} names no part of {type(module).__name__}; "
+                f"{_repeated_classes(module)}"
+            )
+        return blocks
+    lists = {tuple(children): _size(children) for children in _block_lists(module)}
+    if not lists:
+        raise ValueError(
+            f"{type(module).__name__} has no list of repeated blocks: no nn.ModuleList, "
+            f"nn.ModuleDict or nn.Sequential of two or more blocks of one class; name their class "
+            f"with block_class=...; {_repeated_classes(module)}"
+        )
+    smallest = _COMPARABLE * max(lists.values())
+    return [block for children, size in lists.items() if size >= smallest for block in children]
+
+
+def _of_class(module: nn.Module, names: set[str]) -> list[nn.Module]:
+    """Outermost modules with one of the names among their classes."""
+    if any(base.__name__ in names for base in type(module).__mro__):
+        return [module]
+    found = [block for child in module.children() for block in _of_class(child, names)]
+    return list(dict.fromkeys(found))
+
+
+def _block_lists(module: nn.Module) -> list[list[nn.Module]]:
+    """Outermost lists of blocks."""
+    children = list(module.children())  # a module registered twice comes once
+    is_list = isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential)
+    if (
+        is_list
+        and len(children) > 1
+        and len({type(child) for child in children}) == 1
+        and any(True for _ in children[0].children())
+        and _size(children) > 0
+    ):
+        return [children]
+    return [found for child in children for found in _block_lists(child)]
+
+
+def _size(blocks: Sequence[nn.Module]) -> int:
+    return sum(parameter.numel() for parameter in nn.ModuleList(blocks).parameters())
+
+
+def _repeated_classes(module: nn.Module) -> str:
+    """What a user could have named, as the end of an error message."""
+    counts = Counter(type(part).__name__ for part in module.modules() if any(part.children()))
+    repeated = [f"{name} ({count})" for name, count in counts.items() if count > 1]
+    return f"classes that occur more than once: {', '.join(repeated) or 'none'}"
