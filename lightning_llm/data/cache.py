@@ -1,0 +1,109 @@
+"""Where prepared data is kept, and who may write it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+_LOG = logging.getLogger(__name__)
+_SETTLED_NS = 2_000_000_000
+
+
+def cache_root(cache_dir: str | Path | None) -> Path:
+    """Return the folder of all prepared data.
+
+    Args:
+        cache_dir: Used if given; else ``$XDG_CACHE_HOME/lightning_llm`` or
+            ``~/.cache/lightning_llm``.
+    """
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser().absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser().absolute() / "lightning_llm"
+
+
+def cache_key(content: dict[str, Any]) -> str:
+    """Return the name of the cache entry for plain data that decides its content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def locked(entry: Path) -> Iterator[None]:
+    """Hold the lock of a cache entry; a process that is killed gives it up.
+
+    Raises:
+        OSError: The cache is not writable.
+    """
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(entry.with_name(f"{entry.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _LOG.info("waiting for another process that prepares %s", entry)
+            lock.acquire()
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"the cache folder cannot be written ({error.strerror}); give another one as cache_dir",
+            str(entry.parent),
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=1, sort_keys=True)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def remembered_fingerprint(files: Sequence[Path], root: Path, compute: Callable[[], str]) -> str:
+    """Return the fingerprint of files, hashing them only if they may have changed.
+
+    A content hash of a large corpus takes minutes, and every process of a run needs it. So it is
+    kept under the files' paths, sizes, inodes and times of last change (of content and of
+    metadata, which no program can set back). Files that changed within the last two seconds are
+    not remembered: a second change could leave the same times.
+
+    Args:
+        files: All files that the fingerprint covers.
+        root: The cache.
+        compute: Called if it is not known.
+    """
+    try:
+        states = [(str(file.absolute()), os.stat(file)) for file in files]
+    except OSError:
+        return compute()  # which names the file that is gone
+    known = [(path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for path, s in states]
+    memory = root / "fingerprints" / f"{cache_key({'files': known})}.json"
+    try:
+        return json.loads(memory.read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    newest = max((max(s.st_mtime_ns, s.st_ctime_ns) for _, s in states), default=0)
+    settled = time.time_ns() - newest > _SETTLED_NS
+    fingerprint = compute()
+    if settled:
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, {"fingerprint": fingerprint})
+        except OSError:
+            _LOG.debug("fingerprint not kept: %s is not writable", memory)
+    return fingerprint

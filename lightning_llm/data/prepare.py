@@ -1,0 +1,207 @@
+"""Text to tokenizer and token stores, once: the result is cached by the content it came from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_llm.data.cache import (
+    cache_key,
+    cache_root,
+    locked,
+    remembered_fingerprint,
+    write_json,
+)
+from lightning_llm.data.corpus import Corpus, FileCorpus, Labelled, Part, Split, Whole, plan_split
+from lightning_llm.data.encoding import encode_documents
+from lightning_llm.data.sources import SourceStats
+from lightning_llm.data.store import TokenStore
+from lightning_llm.data.store_writer import TokenStoreWriter
+from lightning_llm.data.tokenizer import (
+    TokenizerSpec,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+    vocabulary_size,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_LOG = logging.getLogger(__name__)
+# Part of every cache key: raise it when the same text and options give other stores.
+_FORMAT = 1
+_DONE = "prepared.json"
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """The cache entry of a corpus, a tokenizer and the options between them.
+
+    Nothing is read or written before it is needed. All processes of a run may ask at once: one
+    does the work, the others wait, and if it dies another one takes over.
+
+    Attributes:
+        train: Documents to train on.
+        tokenizer_spec: Trained on the training part only, or loaded.
+        val: Documents that validate; if not given, ``val_fraction`` of ``train`` does.
+        test: Documents that test.
+        val_fraction: See `lightning_llm.data.corpus.plan_split`.
+        seed: Of the split.
+        cache_dir: See `lightning_llm.data.cache.cache_root`.
+    """
+
+    train: Corpus
+    tokenizer_spec: TokenizerSpec = field(default_factory=TokenizerSpec)
+    val: Corpus | None = None
+    test: Corpus | None = None
+    val_fraction: float = 0.0
+    seed: int = 0
+    cache_dir: str | Path | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the text of all parts."""
+        root = cache_root(self.cache_dir)
+
+        def one(corpus: Corpus | None) -> str | None:
+            if isinstance(corpus, FileCorpus):
+                return remembered_fingerprint(corpus.files, root, corpus.fingerprint)
+            return None if corpus is None else corpus.fingerprint()
+
+        return cache_key({part: one(getattr(self, part)) for part in ("train", "val", "test")})
+
+    @cached_property
+    def path(self) -> Path:
+        """Folder of the cache entry."""
+        spec = self.tokenizer_spec
+        content = {
+            "format": _FORMAT,
+            "text": self.fingerprint,
+            "options": self._options(),
+            "tokenizer": spec.fingerprint()
+            if spec.pretrained is None
+            else tokenizer_fingerprint(self._pretrained),
+        }
+        return cache_root(self.cache_dir) / cache_key(content)
+
+    def _options(self) -> dict[str, Any]:
+        """Return what decides the stores beside the text itself; no paths."""
+        by_fraction = self.val is None and self.val_fraction > 0
+        options: dict[str, Any] = {"split": [self.val_fraction, self.seed] if by_fraction else None}
+        for part in ("train", "val", "test"):
+            corpus = getattr(self, part)
+            keys = ("text_field", "errors", "max_documents", "split", "name")
+            options[part] = [getattr(corpus, key, None) for key in keys]
+        return options
+
+    @cached_property
+    def split(self) -> Split:
+        """Which training documents validate."""
+        if self.val is not None:
+            return Whole(self.train)
+        return plan_split(self.train, self.val_fraction, self.seed)
+
+    @cached_property
+    def _pretrained(self) -> PreTrainedTokenizerFast:
+        assert self.tokenizer_spec.pretrained is not None
+        return load_tokenizer(self.tokenizer_spec.pretrained)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer: loaded, or trained on the training part and kept in the cache entry."""
+        if self.tokenizer_spec.pretrained is not None:
+            return self._pretrained
+        folder = self.path / "tokenizer"
+        if not folder.exists():
+            with locked(self.path):
+                if not folder.exists():
+                    self._train_tokenizer(folder)
+        return load_tokenizer(folder)
+
+    def _train_tokenizer(self, folder: Path) -> None:
+        def texts() -> Iterator[str]:
+            for part, document in self.split.documents(stats):
+                if part == "train":
+                    yield from document.pieces
+
+        stats = SourceStats()
+        tokenizer = train_tokenizer(self.tokenizer_spec, texts())
+        temporary = folder.with_name(".tokenizer.writing")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
+        tokenizer.save_pretrained(temporary)
+        temporary.rename(folder)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that have a store."""
+        has_val = self.val is not None or self.val_fraction > 0
+        parts: list[Part] = ["train"]
+        return parts + ["val"] * has_val + ["test"] * (self.test is not None)  # type: ignore[operator]
+
+    def prepare(self) -> dict[Part, TokenStore]:
+        """Return the store of each part, writing them if they are not in the cache.
+
+        Raises:
+            ValueError: A part has no text; the counts say why.
+            OSError: The cache cannot be written.
+        """
+        if not (self.path / _DONE).exists():
+            tokenizer = self.tokenizer
+            with locked(self.path):
+                if not (self.path / _DONE).exists():
+                    self._write(tokenizer)
+        return {part: TokenStore(self.path / part) for part in self.parts}
+
+    def _write(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        _LOG.info("encoding into %s", self.path)
+        for part in self.parts:  # of a process that was killed before all were complete
+            shutil.rmtree(self.path / part, ignore_errors=True)
+        stats = SourceStats()
+        with ExitStack() as stack:
+            writers = {
+                part: stack.enter_context(
+                    TokenStoreWriter(
+                        self.path / part,
+                        vocab_size=vocabulary_size(tokenizer),
+                        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+                        source_fingerprint=self.fingerprint,
+                    )
+                )
+                for part in self.parts
+            }
+            encode_documents(self._documents(stats), tokenizer, writers)
+            counts = {
+                part: {"documents": writer.num_documents, "tokens": writer.num_tokens}
+                for part, writer in writers.items()
+            }
+            self._check_counts(counts, stats)
+        report = {"format": _FORMAT, "parts": counts, "sources": asdict(stats), **self._options()}
+        write_json(self.path / _DONE, report)
+        _LOG.info("prepared %s", json.dumps(report))
+        if stats.skipped:
+            _LOG.warning("%d documents left out: their text is not valid Unicode", stats.skipped)
+
+    def _documents(self, stats: SourceStats) -> Labelled:
+        yield from self.split.documents(stats)
+        if self.val is not None:
+            yield from Whole(self.val, "val").documents(stats)
+        if self.test is not None:
+            yield from Whole(self.test, "test").documents(stats)
+
+    def _check_counts(self, counts: dict[Part, dict[str, int]], stats: SourceStats) -> None:
+        for part, count in counts.items():
+            # An end-of-text id alone is one token, and predicts nothing.
+            if count["tokens"] <= count["documents"]:
+                raise ValueError(
+                    f"the {part} part has no text: {count['documents']} documents with "
+                    f"{count['tokens']} tokens. Over all parts {stats.documents} documents were "
+                    f"read, {stats.empty} were empty and {stats.skipped} skipped as invalid."
+                )

@@ -1,0 +1,119 @@
+"""Check the arguments of `TextDataModule` and turn them into what it works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
+
+from lightning_llm.data.corpus import Corpus, DatasetCorpus, FileCorpus
+from lightning_llm.data.sources import DecodeErrors, expand_files
+from lightning_llm.data.tokenizer import TokenizerSpec
+
+Packing = Literal["concat", "best_fit", "pad"]
+
+_AT_LEAST = {
+    "seq_len": 1,
+    "micro_batch_size": 1,
+    "val_micro_batch_size": 1,
+    "max_documents": 1,
+    "num_workers": 0,
+}
+
+
+def check(arguments: Mapping[str, Any]) -> None:
+    """Check arguments by name.
+
+    Raises:
+        ValueError: One error that lists every problem.
+    """
+    problems = _source_problems(SimpleNamespace(**arguments))
+    for name, allowed in (("packing", get_args(Packing)), ("errors", get_args(DecodeErrors))):
+        if arguments[name] not in allowed:
+            problems.append(f"{name}={arguments[name]!r} must be one of {', '.join(allowed)}")
+    if arguments["packing"] == "best_fit" and arguments["mask_documents"] is False:
+        problems.append(
+            "mask_documents=False: packing='best_fit' always keeps documents apart; leave it out, "
+            "or use packing='concat'"
+        )
+    if not 0.0 <= arguments["val_fraction"] < 1.0:
+        problems.append(f"val_fraction={arguments['val_fraction']} must be at least 0 and below 1")
+    for name, least in _AT_LEAST.items():
+        value = arguments[name]
+        if value is not None and value < least:
+            problems.append(f"{name}={value} must be at least {least}")
+    if problems:
+        raise ValueError("TextDataModule: " + "; ".join(problems))
+
+
+def _source_problems(given: SimpleNamespace) -> list[str]:
+    problems = []
+    if given.train_files is None and given.dataset is None:
+        problems.append("no text: give train_files or dataset")
+    if given.train_files is not None and given.dataset is not None:
+        problems.append("two sources of text: give train_files or dataset, not both")
+    for part in ("val", "test"):
+        files, split = getattr(given, f"{part}_files"), getattr(given, f"{part}_split")
+        if files is not None and split is not None:
+            problems.append(f"give {part}_files or {part}_split, not both")
+        if split is not None and given.dataset is None:
+            problems.append(f"{part}_split={split!r} is a split of dataset, which is not given")
+    return problems
+
+
+def tokenizer_spec(tokenizer: Any) -> TokenizerSpec:
+    """Return the specification that a value stands for.
+
+    Raises:
+        TypeError: It is neither a specification, nor its fields, nor a path or name.
+    """
+    if isinstance(tokenizer, TokenizerSpec):
+        return tokenizer
+    if isinstance(tokenizer, Mapping):
+        return TokenizerSpec(**tokenizer)
+    if isinstance(tokenizer, (str, Path)):
+        return TokenizerSpec(pretrained=str(tokenizer))
+    raise TypeError(
+        f"tokenizer={tokenizer!r}: expected a TokenizerSpec, a mapping of its fields, or the path "
+        "or name of a pretrained tokenizer."
+    )
+
+
+def corpora(arguments: Mapping[str, Any]) -> dict[str, Corpus]:
+    """Return the corpus of each part ("train", "val", "test") for which there is data.
+
+    Raises:
+        FileNotFoundError: A path or pattern stands for no file.
+    """
+    given = SimpleNamespace(**arguments)
+    found: dict[str, Corpus] = {}
+    parts = (
+        ("train", given.train_files, given.dataset and given.dataset_split, given.max_documents),
+        ("val", given.val_files, given.val_split, None),
+        ("test", given.test_files, given.test_split, None),
+    )
+    for part, files, split, limit in parts:
+        if files is not None:
+            paths = tuple(expand_files(files))
+            found[part] = FileCorpus(paths, given.text_field, given.errors, limit)
+        elif split is not None:
+            found[part] = DatasetCorpus(
+                path=str(given.dataset),
+                name=given.dataset_name,
+                split=split,
+                revision=given.dataset_revision,
+                streaming=given.streaming,
+                text_field=given.text_field,
+                max_documents=limit,
+            )
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return arguments as strings, numbers, lists and dictionaries."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

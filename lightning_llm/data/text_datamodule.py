@@ -1,0 +1,260 @@
+"""`TextDataModule`: from files or a dataset of text to packed batches of token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+
+from lightning_llm.data.corpus import Part
+from lightning_llm.data.loader import TokenLoader
+from lightning_llm.data.packing import ConcatWindows, PackedDocuments
+from lightning_llm.data.prepare import PreparedText
+from lightning_llm.data.sources import DecodeErrors
+from lightning_llm.data.store import TokenStore
+from lightning_llm.data.text_arguments import Packing, check, corpora, plain, tokenizer_spec
+from lightning_llm.data.tokenizer import TokenizerSpec, token_byte_lengths, vocabulary_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_LOG = logging.getLogger(__name__)
+_DEFAULT_TOKENIZER = TokenizerSpec()
+
+
+class TextDataModule(pl.LightningDataModule):
+    """Train a language model on text.
+
+    Text is encoded once into memory-mapped stores, kept in the cache under its content: a run with
+    the same text, tokenizer and options reuses them, one changed byte makes new ones. Batches hold
+    ``input_ids`` and ``shift_labels``, both ``(B, T) int64`` with ``B = micro_batch_size`` and
+    ``T = seq_len``, and with documents kept apart ``document_ids`` and ``position_ids``.
+
+    Args:
+        train_files: Paths, globs or folders; see `lightning_llm.data.sources.expand_files`.
+        val_files: Files that validate.
+        test_files: Files that test.
+        dataset: A Hugging Face dataset instead of files: its name on the hub or its folder.
+        dataset_name: Its configuration.
+        dataset_split: Its split to train on.
+        dataset_revision: Branch, tag or commit on the hub.
+        val_split: Its split that validates.
+        test_split: Its split that tests.
+        streaming: Read the dataset over the network while encoding, without a copy on disk.
+        text_field: Key or column of the text, where documents are rows.
+        max_documents: Train on the first so many documents only.
+        errors: For files whose text is not valid Unicode: ``strict`` stops, ``replace`` puts
+            U+FFFD in its place, ``skip`` leaves the document out.
+        tokenizer: What to train on the training text, or to load; also a mapping of its fields, or
+            the path or name of a pretrained one.
+        seq_len: Tokens in a row (T).
+        micro_batch_size: Rows in a batch of one rank (B).
+        val_micro_batch_size: The same for validation, test and prediction; by default equal.
+        packing: ``concat``: windows over the stream of all documents. ``best_fit``: whole
+            documents side by side. ``pad``: one document a row.
+        mask_documents: Keep the documents of a row apart. By default not with ``concat``, where
+            a mask costs attention its fastest kernels and hardly changes the model; always with
+            ``best_fit``; ``pad`` has nothing to keep apart.
+        val_fraction: Share of the training text that validates if no validation data is given: by
+            document, or the end of the longest document where documents are few. 0 for none.
+        drop_last: Leave out the last, incomplete micro-step of an epoch instead of filling it up
+            with rows that have no targets. Our loss is exact with such rows; one that divides by
+            the number of targets of a micro-batch may divide by zero where a rank has none left.
+        seed: Of the order of samples and of the validation split.
+        num_workers: Processes that build batches; 0 is the fastest here.
+        strict_resume: Refuse a checkpoint that was trained on other data.
+        cache_dir: Folder of prepared data; by default ``$XDG_CACHE_HOME/lightning_llm`` or
+            ``~/.cache/lightning_llm``.
+
+    Attributes:
+        seq_len: As given.
+        micro_batch_size: As given.
+        train_store: The encoded training text, after ``setup``; likewise ``val_store`` and
+            ``test_store``, None where there is none.
+
+    Example:
+        >>> data = TextDataModule(train_files=["books/*.txt"], seq_len=512)     # doctest: +SKIP
+        >>> data.vocab_size                                                     # doctest: +SKIP
+
+    Raises:
+        ValueError: One error that lists every problem with the arguments.
+        FileNotFoundError: A path or pattern stands for no file.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_files: str | Path | list[str | Path] | None = None,
+        val_files: str | Path | list[str | Path] | None = None,
+        test_files: str | Path | list[str | Path] | None = None,
+        dataset: str | Path | None = None,
+        dataset_name: str | None = None,
+        dataset_split: str = "train",
+        dataset_revision: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
+        streaming: bool = False,
+        text_field: str = "text",
+        max_documents: int | None = None,
+        errors: DecodeErrors = "strict",
+        tokenizer: TokenizerSpec = _DEFAULT_TOKENIZER,
+        seq_len: int = 512,
+        micro_batch_size: int = 8,
+        val_micro_batch_size: int | None = None,
+        packing: Packing = "concat",
+        mask_documents: bool | None = None,
+        val_fraction: float = 0.0,
+        drop_last: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        strict_resume: bool = True,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        check(arguments)
+        spec = tokenizer_spec(tokenizer)
+        # Plain data only: a checkpoint then loads with weights_only=True.
+        self.save_hyperparameters(plain({**arguments, "tokenizer": asdict(spec)}))
+        self.seq_len, self.micro_batch_size = seq_len, micro_batch_size
+        self.val_micro_batch_size = val_micro_batch_size or micro_batch_size
+        self.packing = packing
+        self.mask_documents = packing == "best_fit" if mask_documents is None else mask_documents
+        self.drop_last, self.seed = drop_last, seed
+        self.num_workers, self.strict_resume = num_workers, strict_resume
+        given = corpora(arguments)
+        self._prepared = PreparedText(
+            **given,
+            tokenizer_spec=spec,
+            val_fraction=0.0 if "val" in given else val_fraction,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+        self._stores: dict[Part, TokenStore] = {}
+        self._rows: dict[Part, ConcatWindows | PackedDocuments] = {}
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer; it is trained or loaded when first asked for, by one process of a run."""
+        return self._prepared.tokenizer
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Number of token ids, special ones included: the rows an embedding needs."""
+        return vocabulary_size(self.tokenizer)
+
+    @cached_property
+    def token_byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        """UTF-8 bytes of text that each id stands for (V,); None where that is unknowable."""
+        return token_byte_lengths(self.tokenizer)
+
+    @property
+    def train_store(self) -> TokenStore | None:
+        return self._stores.get("train")
+
+    @property
+    def val_store(self) -> TokenStore | None:
+        return self._stores.get("val")
+
+    @property
+    def test_store(self) -> TokenStore | None:
+        return self._stores.get("test")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the training rows and their order: content, packing and seed."""
+        content = {**self._rows_of("train").fingerprint, "seed": self.seed}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer and write the stores, if they are not in the cache."""
+        self._prepared.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the stores."""
+        if not self._stores:
+            self._stores = self._prepared.prepare()
+
+    def train_dataloader(self) -> TokenLoader:
+        """Return this rank's shuffled training batches."""
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        return self._loader("train", self.micro_batch_size, shuffle=not overfit)
+
+    def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
+        """Return this rank's validation batches; none without validation data."""
+        self.setup()
+        return self._loader("val", self.val_micro_batch_size) if self.val_store else []
+
+    def test_dataloader(self) -> TokenLoader:
+        """Return this rank's test batches.
+
+        Raises:
+            ValueError: There is no test data.
+        """
+        self.setup()
+        if self.test_store is None:
+            raise ValueError("no test data: give test_files, or test_split of the dataset.")
+        return self._loader("test", self.val_micro_batch_size)
+
+    def predict_dataloader(self) -> TokenLoader:
+        """Return this rank's batches of the test data, or of the validation data without it.
+
+        Raises:
+            ValueError: There is neither.
+        """
+        self.setup()
+        if self.test_store is None and self.val_store is None:
+            raise ValueError("nothing to predict: give test_files, val_files or a val_fraction.")
+        return self._loader("test" if self.test_store else "val", self.val_micro_batch_size)
+
+    def _rows_of(self, part: Part) -> ConcatWindows | PackedDocuments:
+        if part not in self._rows:
+            self.setup()
+            rows = self._rows[part] = self._pack(self._stores[part])
+            _LOG.info("%s: %d rows, %.2f %% filled", part, len(rows), 100 * rows.fill_fraction)
+        return self._rows[part]
+
+    def _pack(self, store: TokenStore) -> ConcatWindows | PackedDocuments:
+        pad_id = self.tokenizer.pad_token_id
+        if self.packing == "concat":
+            return ConcatWindows(
+                store, self.seq_len, mask_documents=self.mask_documents, pad_id=pad_id
+            )
+        return PackedDocuments(
+            store, self.seq_len, one_per_row=self.packing == "pad", pad_id=pad_id
+        )
+
+    def _loader(self, part: Part, micro_batch_size: int, shuffle: bool = False) -> TokenLoader:
+        place: dict[str, Any] = {}
+        if self.trainer is not None:
+            strategy = self.trainer.strategy
+            # Data-parallel ranks where the strategy tells them apart: tensor-parallel ranks of
+            # one group read the same batches.
+            ranks = getattr(strategy, "distributed_sampler_kwargs", None) or {
+                "num_replicas": self.trainer.world_size,
+                "rank": self.trainer.global_rank,
+            }
+            place = {
+                "rank": ranks["rank"],
+                "world_size": ranks["num_replicas"],
+                "pin_memory": strategy.root_device.type == "cuda",
+                "trainer": self.trainer,
+            }
+        return TokenLoader(
+            self._rows_of(part),
+            micro_batch_size=micro_batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            drop_last=self.drop_last and part == "train",
+            num_workers=self.num_workers,
+            strict_resume=self.strict_resume,
+            **place,
+        )
