@@ -36,13 +36,14 @@ RANK_VARIABLES = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the caches of the Hub and ``datasets`` out of the home directory.
+    """Give this run caches of its own: prepared text, the Hub's and those of ``datasets``.
 
     Here rather than in a fixture: ``huggingface_hub`` reads ``HF_HOME`` when a test module
     imports it, which is before any fixture runs.
     """
-    cache = tempfile.mkdtemp(prefix="hf-home-")
-    os.environ["HF_HOME"] = cache
+    cache = tempfile.mkdtemp(prefix="test-cache-")
+    os.environ["XDG_CACHE_HOME"] = cache
+    os.environ["HF_HOME"] = os.path.join(cache, "huggingface")
     config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
 
 
