@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_llm.losses import linear_cross_entropy, linear_cross_entropy_with_nll
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.optim import AdamW, parameter_groups
-from lightning_llm.steps import TokenLossModule, targets_of
+from lightning_llm.steps import TokenLossModule, documents_of, targets_of
 
 CHECKPOINT_KEY = "lightning_llm"
 
@@ -104,7 +104,7 @@ class CausalLM(TokenLossModule):
         hidden = self.model.backbone(
             batch["input_ids"],
             position_ids=batch.get("position_ids"),
-            document_ids=batch.get("document_ids"),
+            document_ids=documents_of(batch),
         ).flatten(0, 1)
         num_tokens = (labels != -100).sum()
         options: dict[str, Any] = {
@@ -145,7 +145,7 @@ class CausalLM(TokenLossModule):
         hidden = self.model.backbone(
             batch["input_ids"],
             position_ids=batch.get("position_ids"),
-            document_ids=batch.get("document_ids"),
+            document_ids=documents_of(batch),
         )
         nll = linear_cross_entropy(
             hidden.flatten(0, 1),
@@ -158,20 +158,6 @@ class CausalLM(TokenLossModule):
         return {"nll": nll.view_as(labels)}
 
     # ------------------------------------------------------------------ data and tokenizer
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn an ``attention_mask`` into what the network needs, while the batch is on the host.
-
-        Padding on the right hides nothing that a causal model could see, so the mask is dropped
-        and attention keeps its fast path. Other padding becomes a document of its own.
-        """
-        if not isinstance(batch, Mapping) or "attention_mask" not in batch:
-            return batch
-        batch = dict(batch)
-        mask = batch.pop("attention_mask")
-        if "document_ids" not in batch and bool((mask[:, 1:] > mask[:, :-1]).any()):
-            batch["document_ids"] = mask.long() - 1
-        return batch
 
     def setup(self, stage: str) -> None:
         """Take the tokenizer from the data and check that data and model fit together."""

@@ -43,6 +43,21 @@ def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
     )
 
 
+def documents_of(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Return which document each position belongs to, ``(B, T) int64``, None for one a row.
+
+    The padding of an ``attention_mask`` becomes a document of its own. Padding on the right hides
+    nothing that a causal model could see; where the mask lies on the host that is looked up, and
+    attention keeps its fast path. (On a GPU, leave such masks out of the batch.)
+    """
+    documents, mask = batch.get("document_ids"), batch.get("attention_mask")
+    if documents is not None or mask is None:
+        return documents
+    if mask.device.type == "cpu" and not bool((mask[:, 1:] > mask[:, :-1]).any()):
+        return None
+    return mask.long() - 1
+
+
 class TokenLossModule(L.LightningModule):
     """Steps for a module whose ``compute_loss(batch)`` returns ``(nll_sum, num_tokens)``.
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_llm import CausalLM
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.optim import AdamW, WarmupCosine
-from lightning_llm.steps import targets_of
+from lightning_llm.steps import documents_of, targets_of
 
 CONFIG = TransformerConfig(vocab_size=61, max_seq_len=16, n_layers=2, dim=32, n_heads=4)
 
@@ -286,7 +286,7 @@ def test_left_padded_batch_of_a_hugging_face_collator_equals_the_unpadded() -> N
         "labels": torch.cat((torch.full((1, 4), -100), ids), 1),
     }
     module = CausalLM(CONFIG).eval()
-    nll, count = module.compute_loss(module.on_before_batch_transfer(padded, 0))
+    nll, count = module.compute_loss(padded)
     expected, expected_count = module.compute_loss({"input_ids": ids, "labels": ids})
     # The first real token is a target of padding in this collator's labels: leave it out.
     assert count == expected_count + 1
@@ -300,7 +300,7 @@ def test_padding_on_the_right_keeps_the_fast_path() -> None:
         "input_ids": torch.zeros(2, 4, dtype=torch.long),
         "attention_mask": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]),
     }
-    assert set(CausalLM(CONFIG).on_before_batch_transfer(batch, 0)) == {"input_ids"}
+    assert documents_of(batch) is None
     assert "attention_mask" in batch
 
 

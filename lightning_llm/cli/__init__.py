@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted\n")
         return 130
     except Exception as error:
-        if not _is_message_to_user(error):
+        message = _message_to_user(error)
+        if message is None:
             raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        sys.stderr.write(f"lightning-llm {command}: error: {text}\n")
+        sys.stderr.write(f"lightning-llm {command}: error: {message}\n")
         return 1
 
 
@@ -82,14 +82,24 @@ def _usage() -> str:
     )
 
 
-def _is_message_to_user(error: BaseException) -> bool:
-    """Whether this package, or Lightning's checks of its arguments, raised the error on purpose.
+def _message_to_user(error: BaseException) -> str | None:
+    """Return the sentence of an error raised on purpose, None for any other.
 
-    Such an error is a sentence for the user; anything else keeps its traceback.
-    ``LIGHTNING_LLM_TRACEBACK=1`` keeps all of them.
+    On purpose means: by this package, or by Lightning's checks of its arguments; also when another
+    library wrapped it. Everything else keeps its traceback, and ``LIGHTNING_LLM_TRACEBACK=1``
+    keeps all of them.
     """
     if os.environ.get("LIGHTNING_LLM_TRACEBACK"):
-        return False
+        return None
+    cause: BaseException | None = error
+    while cause is not None:
+        if _raised_on_purpose(cause):
+            return str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _raised_on_purpose(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     raised_in = Path(frames[-1].filename).resolve() if frames else Path()
     if raised_in.is_relative_to(Path(__file__).resolve().parents[1]):

@@ -24,11 +24,12 @@ def register_resolvers() -> None:
     """
     from omegaconf import OmegaConf
 
-    def register(name: str, resolver: Callable[[], str]) -> None:
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
-
-    register("python_stdlib", lambda: sysconfig.get_paths()["stdlib"])
-    register("fast_precision", _fast_precision)
+    # The name since omegaconf 2.4; before it, the second.
+    register: Callable[..., None] = getattr(OmegaConf, "register_resolver", None) or (
+        OmegaConf.register_new_resolver
+    )
+    register("python_stdlib", lambda: sysconfig.get_paths()["stdlib"], replace=True)
+    register("fast_precision", _fast_precision, replace=True)
 
 
 def _fast_precision() -> str:
@@ -82,7 +83,10 @@ class RecipeParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Write the message and a suggestion to standard error, and exit with status 2."""
-        message = _innermost_problem(message)
+        message = _innermost_problem(message).replace(
+            "Add the import path to import_path_allowlist in set_parsing_settings to allow it.",
+            "If you trust it, allow it with --allow_import PACKAGE.",
+        )
         sys.stderr.write(f"{self.prog}: error: {message}{self._suggestion(message)}\n")
         raise SystemExit(2)
 

@@ -95,7 +95,7 @@ def corpora(arguments: Mapping[str, Any]) -> dict[str, Corpus]:
     )
     for part, files, split, limit in parts:
         if files is not None:
-            paths = tuple(expand_files(files))
+            paths = tuple(expand_files(files, exclude_folders=given.exclude_folders or ()))
             found[part] = FileCorpus(paths, given.text_field, given.errors, limit)
         elif split is not None:
             found[part] = DatasetCorpus(

@@ -40,6 +40,7 @@ class TextDataModule(pl.LightningDataModule):
 
     Args:
         train_files: Paths, globs or folders; see `lightning_llm.data.sources.expand_files`.
+        exclude_folders: Names of folders to leave out below a folder or a glob's fixed part.
         val_files: Files that validate.
         test_files: Files that test.
         dataset: A Hugging Face dataset instead of files: its name on the hub or its folder.
@@ -93,6 +94,7 @@ class TextDataModule(pl.LightningDataModule):
         self,
         *,
         train_files: str | Path | list[str | Path] | None = None,
+        exclude_folders: list[str] | None = None,
         val_files: str | Path | list[str | Path] | None = None,
         test_files: str | Path | list[str | Path] | None = None,
         dataset: str | Path | None = None,
@@ -185,7 +187,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TokenLoader:
         """Return this rank's shuffled training batches."""
-        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         return self._loader("train", self.micro_batch_size, shuffle=not overfit)
 
     def val_dataloader(self) -> TokenLoader | list[TokenLoader]:

@@ -13,6 +13,9 @@ import yaml
 
 from lightning_llm.cli import main
 
+# A second run into the same folder, which several tests make on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
 WORDS = "the cat sat on a mat and the dog ran to the red house over green hills".split()
 
 
@@ -42,7 +45,7 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
                 {
                     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
                     "init_args": {
-                        "dirpath": "${trainer.default_root_dir}",
+                        "dirpath": "${trainer.default_root_dir}/checkpoints",
                         "filename": "model",
                         "enable_version_counter": False,
                     },
@@ -97,7 +100,7 @@ def config_of(folder: Path) -> str:
 
 
 def test_fit_writes_a_checkpoint_with_config_and_tokenizer(trained: Path) -> None:
-    saved = torch.load(trained / "run" / "model.ckpt", weights_only=True)
+    saved = torch.load(trained / "run" / "checkpoints" / "model.ckpt", weights_only=True)
     assert saved["global_step"] == 4
     # The vocabulary of the data reached the model, and the interpolation the sequence length.
     assert saved["lightning_llm"]["config"]["vocab_size"] == 300
@@ -111,7 +114,7 @@ def test_saved_configuration_runs_again(trained: Path) -> None:
 
 
 def test_validate_and_test_log_their_perplexity(trained: Path, capsys: Any) -> None:
-    checkpoint = str(trained / "run" / "model.ckpt")
+    checkpoint = str(trained / "run" / "checkpoints" / "model.ckpt")
     assert main(["validate", "--config", config_of(trained), "--ckpt_path", checkpoint]) == 0
     output = capsys.readouterr().out
     assert "val_perplexity" in output
@@ -125,7 +128,7 @@ def test_validate_and_test_log_their_perplexity(trained: Path, capsys: Any) -> N
 def test_predict_writes_likelihoods_that_sum_to_the_validation_loss(
     trained: Path, capsys: Any
 ) -> None:
-    checkpoint = str(trained / "run" / "model.ckpt")
+    checkpoint = str(trained / "run" / "checkpoints" / "model.ckpt")
     main(["validate", "--config", config_of(trained), "--ckpt_path", checkpoint])
     [loss] = re.findall(r"val_loss\W+([0-9.]+)", capsys.readouterr().out)
     output = trained / "nll.jsonl"
@@ -137,7 +140,7 @@ def test_predict_writes_likelihoods_that_sum_to_the_validation_loss(
 
 
 def test_generate_writes_only_the_completion(trained: Path, capsys: Any) -> None:
-    checkpoint = str(trained / "run" / "model.ckpt")
+    checkpoint = str(trained / "run" / "checkpoints" / "model.ckpt")
     command = ["generate", "--checkpoint", checkpoint, "--prompt", "the cat", "--seed", "3"]
     assert main([*command, "--max_new_tokens", "8"]) == 0
     first = capsys.readouterr().out
@@ -152,7 +155,7 @@ def test_export_equals_the_checkpoint(trained: Path) -> None:
 
     from lightning_llm.cli.checkpoint import load_trained
 
-    checkpoint = trained / "run" / "model.ckpt"
+    checkpoint = trained / "run" / "checkpoints" / "model.ckpt"
     output = trained / "hf"
     assert main(["export", "--checkpoint", str(checkpoint), "--output", str(output)]) == 0
     ours = load_trained(checkpoint, device="cpu")
@@ -182,13 +185,13 @@ def test_command_line_beats_the_recipe_and_later_recipes_earlier_ones(folder: Pa
         yaml.safe_dump({"data": {"init_args": {"seq_len": 16}}, "trainer": {"max_steps": 1}})
     )
     main(["fit", "--config", config_of(folder), "--config", str(folder / "over.yaml")])
-    saved = torch.load(folder / "run" / "model.ckpt", weights_only=True)
+    saved = torch.load(folder / "run" / "checkpoints" / "model.ckpt", weights_only=True)
     assert saved["lightning_llm"]["config"]["max_seq_len"] == 16
     main(
         ["fit", "--config", config_of(folder), "--data.init_args.seq_len", "24"]
         + ["--model.init_args.config.dim", "16", "--trainer.max_steps", "1"]
     )
-    saved = torch.load(folder / "run" / "model.ckpt", weights_only=True)
+    saved = torch.load(folder / "run" / "checkpoints" / "model.ckpt", weights_only=True)
     assert saved["lightning_llm"]["config"]["max_seq_len"] == 24
     assert saved["lightning_llm"]["config"]["dim"] == 16
 
@@ -204,7 +207,10 @@ def test_resume_auto_continues_and_must_needs_a_checkpoint(folder: Path, capsys:
     errors = capsys.readouterr().err
     assert "torn.ckpt" in errors
     assert "resuming from" in errors
-    assert torch.load(folder / "run" / "model.ckpt", weights_only=True)["global_step"] == 6
+    assert (
+        torch.load(folder / "run" / "checkpoints" / "model.ckpt", weights_only=True)["global_step"]
+        == 6
+    )
 
 
 def run_badly(arguments: list[str], capsys: Any) -> str:
@@ -232,9 +238,7 @@ def run_badly(arguments: list[str], capsys: Any) -> str:
         (["--model.init_args.config.max_seq_len", "8"], "seq_len=32 is longer.*max_seq_len=8"),
     ],
 )
-def test_bad_input_is_named(
-    folder: Path, capsys: Any, arguments: list[str], message: str
-) -> None:
+def test_bad_input_is_named(folder: Path, capsys: Any, arguments: list[str], message: str) -> None:
     errors = run_badly(["fit", "--config", config_of(folder), *arguments], capsys)
     assert re.search(message, errors), errors
     assert "Traceback" not in errors
@@ -286,7 +290,7 @@ def test_another_vocabulary_than_the_checkpoints_is_refused(
     other = tmp_path / "other.txt"
     other.write_text("quite different words here, again and again\n" * 300)
     command = ["validate", "--config", config_of(trained)]
-    command += ["--ckpt_path", str(trained / "run" / "model.ckpt")]
+    command += ["--ckpt_path", str(trained / "run" / "checkpoints" / "model.ckpt")]
     files = json.dumps([str(other)])
     errors = run_badly([*command, "--data.init_args.train_files", files], capsys)
     assert re.search("another vocabulary|vocab_size", errors), errors
@@ -302,6 +306,6 @@ def test_damaged_checkpoint_is_named(tmp_path: Path, capsys: Any, content: bytes
 
 def test_unknown_command_and_device(trained: Path, capsys: Any) -> None:
     assert "did you mean 'fit'" in run_badly(["fitt"], capsys)
-    checkpoint = str(trained / "run" / "model.ckpt")
+    checkpoint = str(trained / "run" / "checkpoints" / "model.ckpt")
     command = ["generate", "--checkpoint", checkpoint, "--prompt", "x", "--device", "quantum"]
     assert "quantum" in run_badly(command, capsys)
