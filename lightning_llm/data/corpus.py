@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from lightning_llm.data.sources import (
     DecodeErrors,
@@ -99,7 +99,7 @@ class DatasetCorpus:
     def fingerprint(self) -> str:
         from lightning_llm.interop.hf.datasets import dataset_fingerprint, open_dataset
 
-        where = {"name": self.name, "split": self.split, "revision": self.revision}
+        where: dict[str, Any] = {"name": self.name, "split": self.split, "revision": self.revision}
         remote = not Path(self.path).expanduser().is_dir()
         opened = open_dataset(self.path, **where) if remote and not self.streaming else None
         return dataset_fingerprint(self.path, **where, dataset=opened)

@@ -139,9 +139,9 @@ class TokenLoader:
             return
         yield from DataLoader(
             self.rows,  # type: ignore[arg-type]
-            batch_sampler=_Indices(self, first),
+            batch_sampler=_Indices(self, first),  # type: ignore[arg-type]
             num_workers=self.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
             # A generator of its own: the number of workers must not move the global random state.
             generator=torch.Generator().manual_seed(self.seed % 2**63),
         )

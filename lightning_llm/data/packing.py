@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,7 @@ class ConcatWindows:
 
     def __reduce__(self) -> tuple[partial[ConcatWindows], tuple[TokenStore, int]]:
         # The view of all windows must not be pickled: it would copy the store many times over.
-        options = {"mask_documents": self.mask_documents, "pad_id": self.pad_id}
+        options: dict[str, Any] = {"mask_documents": self.mask_documents, "pad_id": self.pad_id}
         return partial(ConcatWindows, **options), (self.store, self.seq_len)
 
     @property

@@ -29,7 +29,7 @@ def align_with_trainer(trainer: Trainer, loader: TokenLoader, state: dict[str, A
         ValueError: The place falls inside an optimizer step of the present global batch size.
     """
     progress = trainer.fit_loop.epoch_loop.batch_progress
-    count = progress.current
+    count: Any = progress.current
     if progress.is_last_batch and count.processed >= count.ready:
         step = _last_step(trainer, len(loader))
         _close_epoch(trainer, state["epoch"])
@@ -54,7 +54,7 @@ def align_with_trainer(trainer: Trainer, loader: TokenLoader, state: dict[str, A
 
 def _reopen_epoch(trainer: Trainer, epoch: int) -> None:
     """Undo that Lightning counts an epoch as over when the run stopped in it."""
-    progress = trainer.fit_loop.epoch_progress
+    progress: Any = trainer.fit_loop.epoch_progress
     if progress.current.processed > epoch:
         for count in (progress.total, progress.current):
             count.processed = count.completed = count.started - 1
@@ -65,7 +65,8 @@ def _close_epoch(trainer: Trainer, epoch: int) -> None:
 
     It would train one batch of the next epoch and end it.
     """
-    if trainer.fit_loop.epoch_progress.current.processed > epoch:
+    progress: Any = trainer.fit_loop.epoch_progress
+    if progress.current.processed > epoch:
         trainer.fit_loop._restarting = False  # the public setter knows better when max_steps is set
         trainer.fit_loop.epoch_loop.restarting = False
 

@@ -160,7 +160,7 @@ class TokenStoreWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        data = memoryview(np.concatenate(self._pending)).cast("B")
+        data = memoryview(np.concatenate(self._pending).view(np.uint8))  # type: ignore[arg-type]
         self._pending, self._pending_bytes = [], 0
         self._digest.update(data)
         try:
