@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from lightning_llm.module import CHECKPOINT_KEY, CausalLM
+from lightning_llm.plugins.io import read_checkpoint
+from lightning_llm.plugins.io.sealed_file import local_path
 
 
 def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM:
     """Return the module in evaluation mode, with its tokenizer.
 
     Nothing but the file is needed: it carries the configuration and the tokenizer. It is read as
-    data (``weights_only=True``), straight into the network.
+    data, after its checksum, straight into the network.
 
     Args:
         path: A ``.ckpt`` file of this package, or a directory in the Hugging Face layout.
@@ -22,10 +24,11 @@ def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM:
 
     Raises:
         FileNotFoundError: Nothing is there.
-        ValueError: The file is damaged, not a checkpoint of this package, or ``device`` unknown.
+        ValueError: The file is damaged, not a checkpoint of this package, or at a URL; or
+            ``device`` is unknown.
     """
     target = _device(device)
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
     module = CausalLM.from_pretrained(path) if path.is_dir() else _from_file(path)
@@ -33,15 +36,7 @@ def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM:
 
 
 def _from_file(path: Path) -> CausalLM:
-    try:
-        checkpoint: dict[str, Any] = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=True
-        )
-    except Exception as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be read as a checkpoint: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    checkpoint: dict[str, Any] = read_checkpoint(path, mmap=True)
     saved = checkpoint.get(CHECKPOINT_KEY)
     if saved is None:
         raise ValueError(

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from lightning_llm.plugins.io import DamagedCheckpointError, read_checkpoint
+from lightning_llm.plugins.io.sealed_file import local_path
+
 Resume = Literal["auto", "must", "never"]
 
 
@@ -13,42 +16,52 @@ def checkpoint_to_resume(resume: Resume, ckpt_path: str | None, root: Path) -> s
     """Return the checkpoint to load, or None to start fresh.
 
     Args:
-        resume: ``never`` uses ``ckpt_path`` as given; ``auto`` takes the newest readable
-            checkpoint under ``root``, if there is one; ``must`` fails when there is none.
+        resume: ``never`` uses ``ckpt_path`` as given; ``auto`` takes the newest checkpoint under
+            ``root`` that verifies, if there is one, and says which it skipped and why; ``must``
+            fails when there is none.
         ckpt_path: What ``--ckpt_path`` said.
         root: The run's own directory, ``trainer.default_root_dir``.
 
     Raises:
-        ValueError: Both options are given.
+        ValueError: Both options are given, or ``ckpt_path`` is a URL.
         FileNotFoundError: ``must`` and nothing to resume from, or ``ckpt_path`` is not there.
     """
     if resume == "never":
-        if ckpt_path not in (None, "last", "best", "hpc") and not Path(ckpt_path or "").exists():
+        if ckpt_path in (None, "last", "best", "hpc"):
+            return ckpt_path
+        if not local_path(ckpt_path).exists():
             raise FileNotFoundError(f"--ckpt_path {ckpt_path}: no such file or folder")
         return ckpt_path
     if ckpt_path is not None:
         raise ValueError(f"--resume {resume} chooses the checkpoint itself: leave --ckpt_path out")
-    files = sorted(root.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files:
-        problem = _why_unreadable(file)
+    for path in _newest_first(root):
+        problem = _why_unusable(path)
         if problem is None:
-            sys.stderr.write(f"resuming from {file}\n")
-            return str(file)
-        sys.stderr.write(f"skipping {file}: {problem}\n")
+            sys.stderr.write(f"resuming from {path}\n")
+            return str(path)
+        sys.stderr.write(f"skipping {path}: {problem}\n")
     if resume == "must":
         raise FileNotFoundError(f"--resume must: no readable checkpoint under {root}")
-    sys.stderr.write(f"no checkpoint under {root}: starting fresh\n")
+    sys.stderr.write(f"no readable checkpoint under {root}: starting fresh\n")
     return None
 
 
-def _why_unreadable(file: Path) -> str | None:
-    import torch
+def _newest_first(root: Path) -> list[Path]:
+    # A link such as last.ckpt is the file it points to; one that points nowhere is nothing.
+    paths = {path.resolve() for path in root.rglob("*.ckpt") if path.exists()}
+    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, str(path)), reverse=True)
 
+
+def _why_unusable(path: Path) -> str | None:
+    if path.is_dir():
+        # Sharded checkpoints: the file that is written last tells that the others are complete.
+        missing = [name for name in (".metadata", "meta.pt") if not (path / name).exists()]
+        return f"the folder lacks {', '.join(missing)}" if missing else None
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        return (
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unreadable'}"
-        )
+        checkpoint = read_checkpoint(path, mmap=True)
+    except (DamagedCheckpointError, OSError) as error:
+        return str(error)
+    if not isinstance(checkpoint, dict):
+        return f"it holds a {type(checkpoint).__name__}, not the state of a run"
     missing = [key for key in ("state_dict", "loops", "optimizer_states") if key not in checkpoint]
     return f"it lacks {', '.join(missing)}" if missing else None

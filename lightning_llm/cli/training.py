@@ -19,6 +19,7 @@ from lightning_llm.cli.recipe import (
     split_allow_import,
 )
 from lightning_llm.cli.resume import Resume, checkpoint_to_resume
+from lightning_llm.cli.safeguards import missing_callbacks, save_atomically
 
 
 def run_training(command: str, arguments: list[str]) -> int:
@@ -113,6 +114,18 @@ class RecipeCLI(LightningCLI):
             self.datamodule = self.config_init["data"]
             return
         super().instantiate_classes()
+
+    def _instantiate_trainer(
+        self, config: dict[str, Any], callbacks: list[L.Callback]
+    ) -> L.Trainer:
+        """Build the trainer with the safeguards the recipe leaves to the command line."""
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        if self.command == "fit":
+            callbacks = [*callbacks, *missing_callbacks(given)]
+        trainer = super()._instantiate_trainer(config, callbacks)
+        save_atomically(trainer)
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Leave the recipe alone: hyperparameters in a checkpoint never override it."""

@@ -1,0 +1,101 @@
+"""``fit --resume``: the newest checkpoint that verifies, and what is said of the others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from test_commands import config_of, make_text, recipe
+
+from lightning_llm.cli import main
+from lightning_llm.cli.resume import checkpoint_to_resume
+from lightning_llm.plugins import AtomicCheckpointIO
+
+STATE = {"state_dict": {"w": torch.ones(100)}, "loops": {}, "optimizer_states": []}
+
+
+def save(path: Path, age: int, **changes: Any) -> Path:
+    AtomicCheckpointIO().save_checkpoint({**STATE, **changes}, path)
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return path
+
+
+def damage(path: Path, data: bytes) -> None:
+    times = path.stat().st_mtime
+    path.write_bytes(data)
+    os.utime(path, (times, times))
+
+
+def test_auto_skips_what_does_not_verify_and_says_why(tmp_path: Path, capsys: Any) -> None:
+    good = save(tmp_path / "good.ckpt", age=10)
+    save(tmp_path / "older.ckpt", age=20)
+    content = good.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(flipped) // 2] ^= 1
+    torn = {"torn": content[:900], "empty": b"", "flipped": bytes(flipped), "text": b"x" * 900}
+    for age, (name, data) in enumerate(torn.items()):
+        damage(save(tmp_path / "deep" / f"{name}.ckpt", age), data)
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "weights.ckpt")
+    (tmp_path / "shards.ckpt").mkdir()
+    (tmp_path / "nowhere.ckpt").symlink_to(tmp_path / "gone")
+    (tmp_path / "last.ckpt").symlink_to(good)
+    assert checkpoint_to_resume("auto", None, tmp_path) == str(good)
+    error = capsys.readouterr().err
+    for line in (
+        "torn.ckpt (900 bytes) is damaged",
+        "empty.ckpt is empty (0 bytes)",
+        "sha256 mismatch in",
+        "text.ckpt (900 bytes) is not a checkpoint file",
+        "weights.ckpt: it lacks loops, optimizer_states",
+        "shards.ckpt: the folder lacks .metadata, meta.pt",
+    ):
+        assert line in error
+    assert error.count("skipping") == 6
+    assert f"resuming from {good}" in error
+
+
+def test_nothing_to_resume(tmp_path: Path, capsys: Any) -> None:
+    assert checkpoint_to_resume("auto", None, tmp_path / "none") is None
+    assert "starting fresh" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="no readable checkpoint"):
+        checkpoint_to_resume("must", None, tmp_path)
+    with pytest.raises(ValueError, match=r"leave --ckpt_path out"):
+        checkpoint_to_resume("auto", "a.ckpt", tmp_path)
+
+
+@pytest.mark.parametrize("command", ["fit", "generate", "export"])
+def test_urls_are_refused_by_every_command(tmp_path: Path, capsys: Any, command: str) -> None:
+    make_text(tmp_path / "text.txt")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(tmp_path)))
+    url = "http://127.0.0.1:1/evil.ckpt"
+    arguments = {
+        "fit": ["--config", config_of(tmp_path), "--ckpt_path", url],
+        "generate": ["--checkpoint", url, "--prompt", "x"],
+        "export": ["--checkpoint", url, "--output", str(tmp_path / "out")],
+    }
+    assert main([command, *arguments[command]]) == 1
+    assert "http:// addresses are not read or written" in capsys.readouterr().err
+
+
+def test_command_line_seals_checkpoints_and_refuses_altered_ones(
+    tmp_path: Path, capsys: Any
+) -> None:
+    make_text(tmp_path / "text.txt")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(tmp_path)))
+    assert main(["fit", "--config", config_of(tmp_path)]) == 0
+    file = tmp_path / "run" / "checkpoints" / "model.ckpt"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+    capsys.readouterr()
+    for command in (
+        ["fit", "--config", config_of(tmp_path), "--ckpt_path", str(file)],
+        ["generate", "--checkpoint", str(file), "--prompt", "the"],
+        ["fit", "--config", config_of(tmp_path), "--resume", "must"],
+    ):
+        assert main(command) == 1
+        assert f"sha256 mismatch in {file}" in capsys.readouterr().err
