@@ -8,7 +8,8 @@ state dict do not change, copies and pickles of the module are plain, and undoin
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -113,10 +114,19 @@ def _dispatch(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: A
     A cache has another length at every token, which would be compiled anew each time, and a
     checkpointed call would add the same tokens twice.
     """
-    for value in (*args, *kwargs.values()):
-        if type(value).__name__.endswith("Cache"):
-            return block._call_impl(*args, **kwargs)
+    if _has_cache(args) or _has_cache(kwargs.values()):
+        if block.training and torch.is_grad_enabled():
+            warnings.warn(
+                f"{type(block).__name__} was given a key/value cache in training and runs neither "
+                f"compiled nor checkpointed; call the model with use_cache=False",
+                stacklevel=2,
+            )
+        return block._call_impl(*args, **kwargs)
     return run(block, *args, **kwargs)
+
+
+def _has_cache(values: Iterable[Any]) -> bool:
+    return any(type(value).__name__.endswith("Cache") for value in values)
 
 
 def _compile_options(compile: bool | dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +154,8 @@ def _without_needless_caches(module: nn.Module) -> list[RemovableHandle]:
     """
 
     def hook(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if kwargs.get("use_cache") is None and kwargs.get("past_key_values") is None:
+        given = kwargs.get("past_key_values") is not None or _has_cache(kwargs.values())
+        if kwargs.get("use_cache") is None and not given:
             kwargs = kwargs | {"use_cache": False}
         return args, kwargs
 
@@ -152,5 +163,5 @@ def _without_needless_caches(module: nn.Module) -> list[RemovableHandle]:
         part.register_forward_pre_hook(hook, with_kwargs=True)
         for part in module.modules()
         if getattr(getattr(part, "config", None), "use_cache", False)
-        and {"use_cache", "past_key_values"} <= set(inspect.signature(part.forward).parameters)
+        and "use_cache" in inspect.signature(part.forward).parameters
     ]
