@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_llm.callbacks._batch import IGNORE_INDEX, count_targets, field, targets_of
 from lightning_llm.callbacks._distinct import EvaluationStep, without_repetition
+from lightning_llm.callbacks._evaluation_log import log_evaluation_value
 from lightning_llm.callbacks._likelihood import Likelihood, likelihood_of
 from lightning_llm.callbacks._sampler_padding import (
     LoaderPadding,
@@ -162,7 +163,14 @@ class PerplexityMonitor(Callback):
             if num_batches[index] == 0:
                 continue
             for name, value in _values(sums, prefix).items():
-                _log(trainer, pl_module, name, value, index if num_loaders > 1 else None)
+                log_evaluation_value(
+                    trainer,
+                    pl_module,
+                    name,
+                    value,
+                    index if num_loaders > 1 else None,
+                    prog_bar=name.endswith("_perplexity"),
+                )
 
 
 def _zeros(device: torch.device) -> Tensor:
@@ -187,23 +195,3 @@ def _values(sums: list[float], prefix: str) -> dict[str, float]:
                 "Return num_bytes from the step beside nll_sum and num_tokens."
             )
     return values
-
-
-def _log(
-    trainer: Trainer, pl_module: LightningModule, name: str, value: float, index: int | None
-) -> None:
-    """Log ``value`` like ``self.log`` would have, under the dataloader it belongs to."""
-    tensor = torch.tensor(value, dtype=torch.float64)
-    if index is None:
-        if trainer.world_size > 1:  # the ranks agree already; sync_dist keeps Lightning quiet
-            tensor = tensor.to(trainer.strategy.root_device)
-        pl_module.log(
-            name, tensor, prog_bar=name.endswith("_perplexity"), sync_dist=trainer.world_size > 1
-        )
-        return
-    # Lightning collects the values of a dataloader when that loader ends, and has no public way to
-    # add to them from the end of the epoch, where alone all ranks are known to meet.
-    name = f"{name}/dataloader_idx_{index}"
-    trainer.callback_metrics[name] = tensor
-    per_loader = trainer._evaluation_loop._logged_outputs  # shorter if a loader was empty
-    per_loader[min(index, len(per_loader) - 1)][name] = tensor

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from lightning_llm.callbacks._signature import accepted
-from lightning_llm.callbacks._text_log import log_samples
+from lightning_llm.callbacks._continuations import check_can_generate, continuations
+from lightning_llm.callbacks._text_log import append_rows, log_samples
 
 
 class SampleText(Callback):
@@ -73,12 +69,7 @@ class SampleText(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage not in ("fit", "validate"):
             return
-        if self.generate_fn is None and not callable(getattr(pl_module, "generate", None)):
-            raise TypeError(
-                f"SampleText calls generate(prompts, ...) of the module, which "
-                f"{type(pl_module).__name__} does not have. Add that method, or pass "
-                "SampleText(generate_fn=...), called as generate_fn(pl_module, prompts, ...)."
-            )
+        check_can_generate(pl_module, self.generate_fn, "SampleText")
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,7 +85,14 @@ class SampleText(Callback):
             self._sample(trainer, pl_module)
 
     def _sample(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        texts = self._generate(trainer, pl_module)
+        texts = continuations(
+            trainer,
+            pl_module,
+            list(self.prompts),
+            generate_fn=self.generate_fn,
+            options=self._options,
+            seed=self._options["seed"],
+        )
         log_dir = trainer.log_dir if trainer.loggers else None  # on every rank: it may broadcast
         if not trainer.is_global_zero:
             return
@@ -105,42 +103,5 @@ class SampleText(Callback):
         )
         log_samples(trainer.loggers, samples, step)
         if log_dir is not None:
-            _append(Path(log_dir) / "samples.jsonl", samples, step, trainer.current_epoch)
-
-    def _generate(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
-        function: Any = self.generate_fn or pl_module.generate
-        prompts = list(self.prompts)
-        arguments = (pl_module, prompts) if self.generate_fn is not None else (prompts,)
-        modes = [(module, module.training) for module in pl_module.modules()]
-        pl_module.eval()
-        try:
-            with (
-                isolate_rng(),
-                torch.no_grad(),
-                trainer.precision_plugin.val_step_context(),
-            ):
-                if self._options["seed"] is not None:
-                    torch.manual_seed(self._options["seed"])
-                texts = list(function(*arguments, **accepted(function, self._options)))
-        finally:
-            for module, training in modes:
-                module.training = training
-        if len(texts) != len(prompts):
-            raise ValueError(
-                f"generate returned {len(texts)} texts for {len(prompts)} prompts; "
-                "SampleText expects one continuation per prompt"
-            )
-        return texts
-
-
-def _append(path: Path, samples: list[tuple[str, str]], step: int, epoch: int) -> None:
-    lines = [
-        json.dumps({"step": step, "epoch": epoch, "prompt": prompt, "text": text})
-        for prompt, text in samples
-    ]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")  # one write: a crash leaves whole lines
-    except OSError as error:
-        rank_zero_warn(f"Samples were not written to {path}: {error}")
+            rows = [{"prompt": prompt, "text": text} for prompt, text in samples]
+            append_rows(Path(log_dir) / "samples.jsonl", rows, step, trainer.current_epoch)

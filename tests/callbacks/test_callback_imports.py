@@ -58,20 +58,22 @@ class Module(lightning.pytorch.LightningModule):
     def training_step(self, batch, index):
         return self.table(batch["input_ids"]).logsumexp(-1).mean()
     def validation_step(self, batch, index):
-        return {"logits": self.table(batch["input_ids"])}
+        return {"logits": self.table(batch["input_ids"])} | texts
     def generate(self, prompts):
         return prompts
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 rows = [{"input_ids": torch.arange(4), "labels": torch.arange(4)}] * 4
-monitors = [PerplexityMonitor(), SpeedMonitor(), SampleText(["a"]), GarbageCollection()]
+texts = {"predictions": ["a b c d"], "references": ["a b c e"]}
+monitors = [PerplexityMonitor(), BLEUMonitor(), SpeedMonitor(), SampleText(["a"])]
+monitors.append(GarbageCollection())
 run = lightning.pytorch.Trainer(
     max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
     log_every_n_steps=2, callbacks=[*monitors, HFExport("", export_fn=lambda *_: None)],
 )
 loader = torch.utils.data.DataLoader(rows)
 run.fit(Module(), loader, loader)
-assert {"val_perplexity", "tokens_per_second"} <= set(run.callback_metrics)
+assert {"val_perplexity", "val_bleu", "tokens_per_second"} <= set(run.callback_metrics)
 """,
         hidden=HUGGING_FACE,
     )
