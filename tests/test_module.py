@@ -165,6 +165,24 @@ def test_logged_losses_are_token_means() -> None:
     assert float(run.callback_metrics["val_loss"]) == pytest.approx(mean(rows), rel=1e-6)
 
 
+class Losses(L.Callback):
+    """Keeps what each step returns."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
+        self.steps.append({name: float(value) for name, value in outputs.items()})
+
+
+def test_loss_is_divided_in_float32_under_bf16_true() -> None:
+    rows, losses = make_rows(2), Losses()  # 27 targets: bfloat16 has no 1 / 27
+    run = trainer(precision="bf16-true", callbacks=[losses])
+    run.fit(CausalLM(CONFIG, optimizer=sgd), DataLoader(rows, batch_size=2))
+    [step] = losses.steps
+    assert step["loss"] == pytest.approx(step["nll_sum"] / step["num_tokens"], rel=1e-5)
+
+
 def test_reported_loss_is_without_regularisers_and_gradient_with_them() -> None:
     row = {key: value[None] for key, value in make_rows(1)[0].items()}
     torch.manual_seed(0)
