@@ -140,6 +140,7 @@ class TextDataModule(pl.LightningDataModule):
             seed=seed,
             cache_dir=cache_dir,
         )
+        self._limit_val_batches: int | float | None = None
         self._stores: dict[Part, TokenStore] = {}
         self._rows: dict[Part, ConcatWindows | PackedDocuments] = {}
 
@@ -181,9 +182,27 @@ class TextDataModule(pl.LightningDataModule):
         self._prepared.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the stores."""
+        """Open the stores.
+
+        Raises:
+            ValueError: The stage is ``"validate"`` and there is no validation data.
+        """
         if not self._stores:
             self._stores = self._prepared.prepare()
+        if self.val_store is not None:
+            return
+        if stage == "validate":
+            raise ValueError("no validation data: give val_files, val_split or a val_fraction.")
+        if stage == "fit" and self.trainer is not None:
+            # Says that nothing validates; of a loader without batches Lightning would warn.
+            self._limit_val_batches = self.trainer.limit_val_batches
+            self.trainer.limit_val_batches = 0
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Leave the trainer as it was."""
+        if self._limit_val_batches is not None and self.trainer is not None:
+            self.trainer.limit_val_batches = self._limit_val_batches
+            self._limit_val_batches = None
 
     def train_dataloader(self) -> TokenLoader:
         """Return this rank's shuffled training batches."""
@@ -191,7 +210,7 @@ class TextDataModule(pl.LightningDataModule):
         return self._loader("train", self.micro_batch_size, shuffle=not overfit)
 
     def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """Return this rank's validation batches; none without validation data."""
+        """Return this rank's validation batches; an empty list without validation data."""
         self.setup()
         return self._loader("val", self.val_micro_batch_size) if self.val_store else []
 

@@ -22,7 +22,7 @@ def test_the_default_place(monkeypatch, tmp_path):
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with (
-        pytest.raises(OSError, match="cache folder cannot be written .*cache_dir.*file/cache"),
+        pytest.raises(OSError, match=r"cache folder cannot be written .*cache_dir.*file/cache"),
         cache.locked(tmp_path / "file" / "cache" / "entry"),
     ):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_chunks_end_between_two_lines_of_text():
         size = rng.randrange(1, 60)
         chunks = list(encoding._chunks(text, size))
         assert "".join(chunks) == text
-        for chunk, following in zip(chunks, chunks[1:]):
+        for chunk, following in pairwise(chunks):
             assert len(chunk) >= size
             assert re.search(r"\S\r?\n\Z", chunk)
             assert not following[0].isspace()
