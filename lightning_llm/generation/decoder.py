@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_llm.models import KVCache, Transformer
 
 PADDING_DOCUMENT = -1
+_FEW_ROWS, _LARGE_VOCABULARY = 8, 4096
 
 
 class Decoder(Protocol):
@@ -132,6 +133,19 @@ class UncachedDecoder:
 
 def next_token_logits(model: Transformer, hidden: Tensor) -> Tensor:
     """Logits (B, V) float32 of the last position's hidden states (B, D) alone."""
-    logits = F.linear(hidden, model.head_weight).float()
+    logits = _project(hidden, model.head_weight).float()
     cap = model.config.logit_softcap
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _project(hidden: Tensor, weight: Tensor) -> Tensor:
+    """``hidden @ weight.T``, (B, V)."""
+    batch = hidden.shape[0]
+    plain = weight.device.type != "cpu" or weight.dtype != torch.float32
+    unsuited = batch > _FEW_ROWS or weight.shape[0] < _LARGE_VOCABULARY
+    if plain or unsuited or torch.is_autocast_enabled("cpu"):
+        return F.linear(hidden, weight)
+    # For few rows and a large vocabulary, MKL computes the transposed product 1.5 to 3.5 times
+    # faster; a single one gains only as two, or it would become a matrix-vector product again.
+    columns = hidden.t() if batch > 1 else hidden.repeat(2, 1).t()
+    return torch.mm(weight, columns).t()[:batch]
