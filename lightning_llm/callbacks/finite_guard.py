@@ -1,0 +1,290 @@
+"""`FiniteGuard`: no step with a NaN reaches the weights, and none is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import lightning.pytorch as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_llm.callbacks._step_health import SpikeWindow, not_finite, step_health
+
+Policy = Literal["raise", "skip", "ignore"]
+_SHOWN = 32  # samples named per micro-batch
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss, gradient or weight is not a number, or training went astray."""
+
+
+@dataclass
+class _Verdict:
+    """What was found about one step; ``values`` are on the host once ``ready`` has happened."""
+
+    step: int
+    batches: list[tuple[int, int]]  # (epoch, batch index) of this rank's micro-batches
+    values: Tensor  # bad ranks, spike, consecutive skips, loss, norm, then bad micro-batches
+    ready: torch.cuda.Event | None = None
+
+
+class FiniteGuard(L.Callback):
+    """Judge every optimizer step on the device, on all ranks alike, before it is taken.
+
+    Losses and gradients that are not finite, and with ``spike_sigma`` losses or gradient norms that
+    stand out, are never used: under ``"raise"`` and ``"skip"`` neither weights nor the optimizer's
+    state move. A learning-rate schedule and ``global_step`` go on. With a fused optimizer the
+    device itself leaves the step out and the host learns of it one step later, without waiting;
+    with another one the host reads one number per step.
+
+    Args:
+        policy: ``"raise"`` ends the run, ``"skip"`` leaves the step out and warns, ``"ignore"``
+            only warns.
+        spike_sigma: Standard deviations above the mean of the window; None looks for no spikes.
+        spike_window: Steps in the window; the first quarter of it only fills it.
+        max_consecutive_skips: End the run when so many steps in a row were left out.
+
+    A checkpoint with a NaN in weights or optimizer state is never written, whatever the policy.
+    The message names step, rank and micro-batch, and the samples where the loader has
+    ``indices(first)``, as `lightning_llm`'s have. Under ``16-mixed`` the gradient scaler already
+    skips bad gradients: only losses are judged.
+
+    Raises:
+        ValueError: An argument is out of range; one error lists every problem.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[FiniteGuard("skip", spike_sigma=6.0)])
+    """
+
+    def __init__(
+        self,
+        policy: Policy = "raise",
+        *,
+        spike_sigma: float | None = None,
+        spike_window: int = 128,
+        max_consecutive_skips: int = 10,
+    ) -> None:
+        problems = []
+        if policy not in get_args(Policy):
+            problems.append(f"policy={policy!r} must be one of {get_args(Policy)}")
+        if spike_sigma is not None and spike_sigma <= 0:
+            problems.append(f"spike_sigma={spike_sigma} must be positive, or None")
+        if spike_window < 8:
+            problems.append(f"spike_window={spike_window} must be at least 8")
+        if max_consecutive_skips < 1:
+            problems.append(f"max_consecutive_skips={max_consecutive_skips} must be at least 1")
+        if problems:
+            raise ValueError("FiniteGuard: " + "; ".join(problems))
+        self.policy = policy
+        self.max_consecutive_skips = max_consecutive_skips
+        self._window = None if spike_sigma is None else SpikeWindow(spike_sigma, spike_window)
+        self._consecutive: Tensor | None = None
+        self._losses: list[Tensor] = []
+        self._batches: list[tuple[int, int]] = []
+        self._batch = (0, 0)
+        self._pending: _Verdict | None = None
+
+    # ------------------------------------------------------------------ collecting
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start without leftovers of another run.
+
+        Raises:
+            ValueError: Spikes are to be skipped under a gradient scaler, which decides alone.
+        """
+        if self._window is not None and _has_scaler(trainer):
+            raise ValueError(
+                "FiniteGuard(spike_sigma=...) cannot skip steps under 16-mixed, where the gradient "
+                "scaler decides; use bf16-mixed, or spike_sigma=None"
+            )
+        self._losses, self._batches, self._pending = [], [], None
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note which batch comes."""
+        self._batch = (trainer.current_epoch, batch_idx)
+
+    @override
+    def on_before_backward(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
+    ) -> None:
+        """Keep the loss of a micro-batch, on the device."""
+        self._losses.append(loss.detach())
+        self._batches.append(self._batch)
+
+    # ------------------------------------------------------------------ judging
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Decide whether the step is taken."""
+        self._settle(trainer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        scaled = _has_scaler(trainer)
+        with torch.no_grad():
+            health = step_health(self._losses, [] if scaled else gradients, trainer.world_size)
+            bad, measures = health[0] > 0, health[1:]
+            spike = torch.zeros_like(bad)
+            if self._window is not None:
+                spike = self._window.is_spike(measures) & ~bad
+            skip = bad | spike
+            if self._window is not None:
+                self._window.add(measures, rejected=skip)
+            if self._consecutive is None:
+                self._consecutive = torch.zeros((), device=health.device)
+            self._consecutive = torch.where(skip, self._consecutive.to(health.device) + 1, 0.0)
+            per_batch = (~torch.stack(self._losses).isfinite()).float()
+            values = torch.cat(
+                (torch.stack((health[0], spike.float(), self._consecutive)), measures, per_batch)
+            )
+        self._pending = _Verdict(trainer.global_step, self._batches, values)
+        self._losses, self._batches = [], []
+        if self.policy == "ignore" or scaled:
+            self._read_later()
+        elif all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+            self._read_later()
+        elif bool(skip):
+            # Every torch optimizer passes over a parameter without gradient.
+            for parameter in parameters:
+                parameter.grad = None
+            self._settle(trainer)
+        else:
+            self._pending = None
+
+    def _read_later(self) -> None:
+        """Queue a copy to the host behind what the device has to do; the next step looks at it."""
+        assert self._pending is not None
+        values = self._pending.values
+        if values.is_cuda:
+            host = torch.empty(values.shape, pin_memory=True)
+            self._pending.values = host.copy_(values, non_blocking=True)
+            self._pending.ready = torch.cuda.Event()
+            self._pending.ready.record()
+
+    def _settle(self, trainer: L.Trainer) -> None:
+        """Act on the verdict of the last step: on all ranks at the same point."""
+        verdict, self._pending = self._pending, None
+        if verdict is None:
+            return
+        if verdict.ready is not None:
+            verdict.ready.synchronize()
+        bad, spike, consecutive, loss, norm, *per_batch = verdict.values.tolist()
+        if not bad and not spike:
+            return
+        what = "loss or gradient is not finite" if bad else "loss or gradient norm is a spike"
+        culprits = [b for b, flag in zip(verdict.batches, per_batch) if flag]
+        message = (
+            f"step {verdict.step}: {what} (loss {loss:.6g}, gradient norm {norm:.6g}); "
+            f"{_name_batches(trainer, culprits, verdict.batches)}"
+        )
+        if self.policy == "raise":
+            raise NonFiniteError(f"{message}. The step was not taken")
+        if self.policy == "ignore":
+            rank_zero_warn(message)
+            return
+        if consecutive >= self.max_consecutive_skips:
+            raise NonFiniteError(
+                f"{message}. {consecutive:.0f} steps in a row were left out "
+                f"(max_consecutive_skips={self.max_consecutive_skips})"
+            )
+        rank_zero_warn(f"{message}. The step was left out")
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Judge the last step while the loader still knows its epoch."""
+        self._settle(trainer)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Judge the last step, and hand the optimizers back as they were."""
+        self._settle(trainer)
+        for optimizer in trainer.optimizers:
+            if hasattr(optimizer, "found_inf"):
+                del optimizer.found_inf
+
+    # ------------------------------------------------------------------ saving
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to save what is not a number, on all ranks together.
+
+        Raises:
+            NonFiniteError: A weight or a state of the optimizer is not; one is named.
+        """
+        self._settle(trainer)
+        wrong = next(not_finite(pl_module, trainer.optimizers), None)
+        names = [name for name in _gather(trainer, wrong) if name is not None]
+        if names:
+            raise NonFiniteError(
+                f"no checkpoint was saved at step {trainer.global_step}: {names[0]} has values "
+                "that are not finite; go on from the last checkpoint"
+            )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The window of values and the count of skips, as plain data."""
+        state: dict[str, Any] = {}
+        if self._consecutive is not None:
+            state["consecutive"] = self._consecutive.cpu()
+        if self._window is not None and self._window.values is not None:
+            state["window"] = self._window.values.cpu().clone()
+            state["position"] = self._window.position
+        return state
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what ``state_dict`` gave; a window of another size starts empty."""
+        self._consecutive = state_dict.get("consecutive")
+        window = state_dict.get("window")
+        if self._window is not None and window is not None and len(window) == self._window.size:
+            self._window.values, self._window.position = window, state_dict["position"]
+
+
+def _has_scaler(trainer: L.Trainer) -> bool:
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def _gather(trainer: L.Trainer, value: Any) -> list[Any]:
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _name_batches(
+    trainer: L.Trainer, culprits: list[tuple[int, int]], all_batches: list[tuple[int, int]]
+) -> str:
+    """Name the micro-batches with a bad loss; where no rank has one, all of the step."""
+    by_rank = _gather(trainer, (_describe(trainer, culprits), _describe(trainer, all_batches)))
+    pick = 0 if any(bad for bad, _ in by_rank) else 1
+    named = [f"rank {rank}, {text}" for rank, both in enumerate(by_rank) for text in both[pick]]
+    return ("in " if pick == 0 else "in one of ") + "; ".join(named)
+
+
+def _describe(trainer: L.Trainer, batches: list[tuple[int, int]]) -> list[str]:
+    loader = trainer.train_dataloader
+    texts = []
+    for epoch, index in batches:
+        text = f"batch {index} of epoch {epoch}"
+        indices = getattr(loader, "indices", None)
+        if callable(indices) and getattr(loader, "epoch", None) == epoch:
+            samples = [i for i in next(iter(indices(index)), ()) if i >= 0]
+            more = ", ..." if len(samples) > _SHOWN else ""
+            text += f" (samples {', '.join(str(i) for i in samples[:_SHOWN])}{more})"
+        texts.append(text)
+    return texts
