@@ -64,6 +64,8 @@ class RecipeCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
+            # Lightning's own default, which it takes back, with a warning, once max_steps is set.
+            trainer_defaults={"max_epochs": 1000},
             seed_everything_default=0,
             parser_class=RecipeParser,
             parser_kwargs={

@@ -188,8 +188,10 @@ def test_command_line_beats_the_recipe_and_later_recipes_earlier_ones(folder: Pa
     saved = torch.load(folder / "run" / "checkpoints" / "model.ckpt", weights_only=True)
     assert saved["lightning_llm"]["config"]["max_seq_len"] == 16
     main(
-        ["fit", "--config", config_of(folder), "--data.init_args.seq_len", "24"]
-        + ["--model.init_args.config.dim", "16", "--trainer.max_steps", "1"]
+        [
+            *("fit", "--config", config_of(folder), "--data.init_args.seq_len", "24"),
+            *("--model.init_args.config.dim", "16", "--trainer.max_steps", "1"),
+        ]
     )
     saved = torch.load(folder / "run" / "checkpoints" / "model.ckpt", weights_only=True)
     assert saved["lightning_llm"]["config"]["max_seq_len"] == 24
