@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from lightning_llm.cli import main
 
@@ -25,9 +26,13 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(RECIPES))
 
 
-def debug_run(tmp_path: Path, *recipes: Path) -> int:
+CODE = "def twice(number):\n    return number + number  # doubled\n" * 200
+CHINESE = "春天来了,山上的花都开了。孩子们在河边跑来跑去,老人坐在树下喝茶,说着从前的事。\n" * 150
+
+
+def debug_run(tmp_path: Path, *recipes: Path, content: str = CODE) -> int:
     text = tmp_path / "text.txt"
-    text.write_text("def twice(number):\n    return number + number  # doubled\n" * 200)
+    text.write_text(content, encoding="utf-8")
     arguments = ["fit"]
     for path in (*recipes, RECIPES / "debug.yaml"):
         arguments += ["--config", str(path)]
@@ -50,6 +55,13 @@ def test_recipe_trains_under_the_debug_overlay(tmp_path: Path, path: Path) -> No
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 def test_quickstart_with_the_cpu_overlay(tmp_path: Path) -> None:
     assert debug_run(tmp_path, RECIPES / "quickstart.yaml", RECIPES / "hardware" / "cpu.yaml") == 0
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
+def test_quickstart_on_chinese_text(tmp_path: Path) -> None:
+    assert debug_run(tmp_path, RECIPES / "quickstart.yaml", content=CHINESE) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "hf")
+    assert tokenizer.decode(tokenizer(CHINESE)["input_ids"]) == CHINESE
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=name_of)
