@@ -1,0 +1,1 @@
+"""What can be measured: one subcommand a file, with its plan and what its workers run."""
