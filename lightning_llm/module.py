@@ -17,15 +17,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_llm.losses import linear_cross_entropy, linear_cross_entropy_with_nll
+from lightning_llm.language import LanguageModule, OutputHead
 from lightning_llm.models import Transformer, TransformerConfig
-from lightning_llm.optim import AdamW, parameter_groups
-from lightning_llm.steps import TokenLossModule, documents_of, targets_of
-
-CHECKPOINT_KEY = "lightning_llm"
+from lightning_llm.steps import documents_of
 
 
-class CausalLM(TokenLossModule):
+class CausalLM(LanguageModule):
     """A causal language model trained by next-token prediction.
 
     The gradient of one optimizer step is the sum of the token losses divided by the number of
@@ -67,7 +64,14 @@ class CausalLM(TokenLossModule):
         z_loss: float = 0.0,
         loss_chunk_size: int | None = None,
     ) -> None:
-        super().__init__(max_tokens=max_tokens)
+        super().__init__(
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            max_tokens=max_tokens,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            loss_chunk_size=loss_chunk_size,
+        )
         self.config = resolve_config(config, vocab_size)
         # Plain data only: a checkpoint then loads with weights_only=True.
         self.save_hyperparameters(
@@ -79,13 +83,6 @@ class CausalLM(TokenLossModule):
                 "loss_chunk_size": loss_chunk_size,
             }
         )
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.label_smoothing = label_smoothing
-        self.z_loss = z_loss
-        self.loss_chunk_size = loss_chunk_size
-        self.tokenizer: Any = None
-        self._restored_tokenizer: dict[str, str] | None = None
         self.model = self.build_model()
 
     # ------------------------------------------------------------------ what subclasses override
@@ -94,91 +91,27 @@ class CausalLM(TokenLossModule):
         """Return the network: ``backbone(ids) -> hidden``, ``head_weight``, ``config``."""
         return Transformer(self.config)
 
-    def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return ``(nll_sum, num_tokens)``, two scalars on the device.
-
-        ``nll_sum`` has the value of the plain negative log-likelihood in nats; in training its
-        gradient also holds label smoothing, z-loss and the routers' balancing loss.
-        """
-        labels = targets_of(batch).flatten()
-        hidden = self.model.backbone(
-            batch["input_ids"],
-            position_ids=batch.get("position_ids"),
-            document_ids=documents_of(batch),
-        ).flatten(0, 1)
-        num_tokens = (labels != -100).sum()
-        options: dict[str, Any] = {
-            "logit_softcap": self.config.logit_softcap,
-            "chunk_size": self.loss_chunk_size,
-        }
-        weight = self.model.head_weight
-        aux_loss = self.model.aux_loss() if self.training else None
-        if not self.training or not (self.label_smoothing or self.z_loss or aux_loss is not None):
-            return linear_cross_entropy(hidden, weight, labels, **options), num_tokens
-        loss_sum, nll_sum = linear_cross_entropy_with_nll(
-            hidden,
-            weight,
-            labels,
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
-            **options,
-        )
-        if aux_loss is not None:
-            loss_sum = loss_sum + aux_loss * num_tokens
-        # Value of the likelihood, gradient of the regularised loss.
-        return loss_sum + (nll_sum - loss_sum).detach(), num_tokens
-
-    def configure_optimizers(self) -> Any:
-        """Build the optimizer on decay groups, and the schedule on the optimizer."""
-        optimizer = (self.optimizer or AdamW)(parameter_groups(self.model))
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return ``{"nll"}``: the NLL of each target in nats, ``(B, T)``, 0 where ignored."""
-        labels = targets_of(batch)
-        hidden = self.model.backbone(
+    def hidden_states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what the output head is applied to, ``(B, T, D)``."""
+        return self.model.backbone(
             batch["input_ids"],
             position_ids=batch.get("position_ids"),
             document_ids=documents_of(batch),
         )
-        nll = linear_cross_entropy(
-            hidden.flatten(0, 1),
-            self.model.head_weight,
-            labels.flatten(),
-            logit_softcap=self.config.logit_softcap,
-            chunk_size=self.loss_chunk_size,
-            reduction="none",
-        )
-        return {"nll": nll.view_as(labels)}
 
-    # ------------------------------------------------------------------ data and tokenizer
+    def output_head(self) -> OutputHead:
+        """Return the output projection."""
+        return OutputHead(self.model.head_weight, logit_softcap=self.config.logit_softcap)
 
-    def setup(self, stage: str) -> None:
-        """Take the tokenizer from the data and check that data and model fit together."""
-        data = getattr(self.trainer, "datamodule", None)
-        vocab_size = getattr(data, "vocab_size", None)
-        if vocab_size is not None and vocab_size > self.config.vocab_size:
-            raise ValueError(
-                f"the data has vocab_size={vocab_size}, the model config.vocab_size="
-                f"{self.config.vocab_size}; every token id needs a row of the embedding: set the "
-                f"model's vocab_size to at least {vocab_size}, or use the tokenizer the model was "
-                f"trained with"
-            )
-        seq_len = getattr(data, "seq_len", None)
-        if seq_len is not None and seq_len > self.config.max_seq_len:
-            raise ValueError(
-                f"data seq_len={seq_len} is longer than the model's max_seq_len="
-                f"{self.config.max_seq_len}; lower seq_len or raise config.max_seq_len"
-            )
-        tokenizer = getattr(data, "tokenizer", None)
-        if tokenizer is not None and hasattr(tokenizer, "save_pretrained"):
-            self.tokenizer = tokenizer
+    def aux_loss(self) -> Tensor | None:
+        """Return the routers' balancing loss of the last training forward."""
+        return self.model.aux_loss()
+
+    def size_limits(self) -> tuple[int, int]:
+        """Return ``config.vocab_size`` and ``config.max_seq_len``."""
+        return self.config.vocab_size, self.config.max_seq_len
+
+    # ------------------------------------------------------------------ use
 
     def generate(self, prompts: list[str] | Tensor, **options: Any) -> Any:
         """Continue prompts: see `lightning_llm.generation.generate` for the options.
@@ -234,51 +167,26 @@ class CausalLM(TokenLossModule):
 
     # ------------------------------------------------------------------ checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add config and tokenizer, so that the file alone can generate and export."""
-        super().on_save_checkpoint(checkpoint)
-        if self._restored_tokenizer is None and self.tokenizer is not None:
-            from lightning_llm.interop.hf import pack_tokenizer
+    def checkpoint_entry(self) -> dict[str, Any]:
+        """Return the configuration as plain data."""
+        return {"config": asdict(self.config)}
 
-            self._restored_tokenizer = pack_tokenizer(self.tokenizer)
-        checkpoint[CHECKPOINT_KEY] = {
-            "config": asdict(self.config),
-            "tokenizer": self._restored_tokenizer,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the tokenizer; refuse a checkpoint that does not belong to this model or data.
+    def check_checkpoint_entry(self, saved: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture.
 
         Raises:
-            ValueError: The checkpoint's architecture or vocabulary differs; every differing field
-                is named.
+            ValueError: Names every differing field.
         """
-        super().on_load_checkpoint(checkpoint)
-        saved = checkpoint.get(CHECKPOINT_KEY)
-        if saved is None:
-            return
         ours = asdict(self.config)
         differing = [
             f"{name}: checkpoint {value!r}, model {ours[name]!r}"
-            for name, value in saved["config"].items()
+            for name, value in saved.get("config", {}).items()
             if name in ours and ours[name] != value and name not in _FREE_TO_CHANGE
         ]
+        if "config" not in saved:
+            differing = ["it holds no TransformerConfig"]
         if differing:
             raise ValueError("the checkpoint is of another model: " + "; ".join(differing))
-        files = saved["tokenizer"]
-        if files is None:
-            return
-        from lightning_llm.interop.hf import pack_tokenizer, unpack_tokenizer
-
-        if self.tokenizer is None:
-            self.tokenizer = unpack_tokenizer(files)
-        elif pack_tokenizer(self.tokenizer).get("tokenizer.json") != files.get("tokenizer.json"):
-            raise ValueError(
-                "the checkpoint was trained with another vocabulary than the one this data uses: "
-                "the same ids stand for different text. Give the data the checkpoint's tokenizer "
-                "(export it with `lightning-llm export`, then `tokenizer: {pretrained: DIR}`)"
-            )
-        self._restored_tokenizer = files
 
 
 # These do not change what the weights mean.

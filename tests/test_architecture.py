@@ -72,14 +72,15 @@ TIERS = {
         lazy="transformers tokenizers pyarrow zstandard",
     ),
     "steps": tier(libraries="lightning"),
-    "module": tier("steps models losses optim metrics", "lightning", "generation interop"),
+    "language": tier("steps losses optim", "lightning", "interop"),
+    "module": tier("language steps models", "lightning", "generation interop"),
     "interop": tier(
-        "models losses optim metrics generation data steps module",
+        "models losses optim metrics generation data steps language module",
         "numpy lightning tqdm",
         lazy="transformers datasets tokenizers safetensors peft huggingface_hub",
     ),
     "cli": tier(
-        f"{ALL_BUT_CLI} steps module",
+        f"{ALL_BUT_CLI} steps language module",
         "numpy lightning",
         lazy="omegaconf jsonargparse transformers safetensors",
     ),

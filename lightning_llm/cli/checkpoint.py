@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from lightning_llm.module import CHECKPOINT_KEY, CausalLM
+from lightning_llm.language import CHECKPOINT_KEY
+from lightning_llm.module import CausalLM
 from lightning_llm.plugins.io import read_checkpoint
 from lightning_llm.plugins.io.sealed_file import local_path
 

@@ -1,0 +1,212 @@
+"""What causal language models share as LightningModules, whatever network they hold.
+
+A subclass supplies the network's hidden states and its output head. What is here: the chunked
+loss on them, optimizers on decay groups, checks of data against model, and the tokenizer that
+travels in checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_llm.losses import linear_cross_entropy, linear_cross_entropy_with_nll
+from lightning_llm.optim import AdamW, parameter_groups
+from lightning_llm.steps import TokenLossModule, targets_of
+
+CHECKPOINT_KEY = "lightning_llm"
+
+
+class OutputHead(NamedTuple):
+    """How logits follow from hidden states: ``softcap(hidden @ weight.T + bias)``."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None = None  # (V,)
+    logit_softcap: float | None = None
+
+
+class LanguageModule(TokenLossModule):
+    """A causal language model trained by next-token prediction.
+
+    Subclasses set ``self.model`` and define ``hidden_states``, ``output_head``, ``size_limits``,
+    ``checkpoint_entry`` and ``check_checkpoint_entry``.
+
+    Args:
+        optimizer: Called with parameter groups; `lightning_llm.optim.AdamW` when not given.
+        lr_scheduler: Called with the optimizer; stepped once per optimizer step.
+        max_tokens: Stop after this many input tokens, over all ranks.
+        label_smoothing: Mass given to the uniform distribution, in training only.
+        z_loss: Weight of the squared log-partition function, in training only.
+        loss_chunk_size: Rows of logits alive at a time; chosen automatically when not given.
+    """
+
+    model: Any  # the network
+
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        max_tokens: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        loss_chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(max_tokens=max_tokens)
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+        self.loss_chunk_size = loss_chunk_size
+        self.tokenizer: Any = None
+        self._restored_tokenizer: dict[str, str] | None = None
+
+    # ------------------------------------------------------------------ what a network supplies
+
+    def hidden_states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what the output head is applied to, ``(B, T, D)``."""
+        raise TypeError(f"{type(self).__name__} must define hidden_states(batch)")
+
+    def output_head(self) -> OutputHead:
+        """Return the output projection."""
+        raise TypeError(f"{type(self).__name__} must define output_head()")
+
+    def aux_loss(self) -> Tensor | None:
+        """Return what training adds to the mean loss per token, a scalar, or ``None``."""
+        return None
+
+    def size_limits(self) -> tuple[int, int | None]:
+        """Return how many token ids the network knows, and its longest sequence if it has one."""
+        raise TypeError(f"{type(self).__name__} must define size_limits()")
+
+    def checkpoint_entry(self) -> dict[str, Any]:
+        """Return plain data from which the network can be built again."""
+        raise TypeError(f"{type(self).__name__} must define checkpoint_entry()")
+
+    def check_checkpoint_entry(self, saved: dict[str, Any]) -> None:
+        """Raise `ValueError` if a checkpoint's entry is of another model."""
+
+    # ------------------------------------------------------------------ loss and optimizer
+
+    def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return ``(nll_sum, num_tokens)``, two scalars on the device.
+
+        ``nll_sum`` has the value of the plain negative log-likelihood in nats; in training its
+        gradient also holds label smoothing, z-loss and the routers' balancing loss.
+        """
+        labels = targets_of(batch).flatten()
+        hidden = self.hidden_states(batch).flatten(0, 1)
+        num_tokens = (labels != -100).sum()
+        weight, options = self._loss_options()
+        aux_loss = self.aux_loss() if self.training else None
+        if not self.training or not (self.label_smoothing or self.z_loss or aux_loss is not None):
+            return linear_cross_entropy(hidden, weight, labels, **options), num_tokens
+        loss_sum, nll_sum = linear_cross_entropy_with_nll(
+            hidden,
+            weight,
+            labels,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            **options,
+        )
+        if aux_loss is not None:
+            loss_sum = loss_sum + aux_loss * num_tokens
+        # Value of the likelihood, gradient of the regularised loss.
+        return loss_sum + (nll_sum - loss_sum).detach(), num_tokens
+
+    def _loss_options(self) -> tuple[Tensor, dict[str, Any]]:
+        head = self.output_head()
+        return head.weight, {
+            "bias": head.bias,
+            "logit_softcap": head.logit_softcap,
+            "chunk_size": self.loss_chunk_size,
+        }
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer on decay groups, and the schedule on the optimizer."""
+        optimizer = (self.optimizer or AdamW)(parameter_groups(self.model))
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return ``{"nll"}``: the NLL of each target in nats, ``(B, T)``, 0 where ignored."""
+        labels = targets_of(batch)
+        hidden = self.hidden_states(batch)
+        weight, options = self._loss_options()
+        nll = linear_cross_entropy(
+            hidden.flatten(0, 1), weight, labels.flatten(), reduction="none", **options
+        )
+        return {"nll": nll.view_as(labels)}
+
+    # ------------------------------------------------------------------ data and tokenizer
+
+    def setup(self, stage: str) -> None:
+        """Take the tokenizer from the data and check that data and model fit together."""
+        data = getattr(self.trainer, "datamodule", None)
+        known_ids, max_seq_len = self.size_limits()
+        vocab_size = getattr(data, "vocab_size", None)
+        if vocab_size is not None and vocab_size > known_ids:
+            raise ValueError(
+                f"the data has vocab_size={vocab_size}, the model config.vocab_size="
+                f"{known_ids}; every token id needs a row of the embedding: set the "
+                f"model's vocab_size to at least {vocab_size}, or use the tokenizer the model was "
+                f"trained with"
+            )
+        seq_len = getattr(data, "seq_len", None)
+        if seq_len is not None and max_seq_len is not None and seq_len > max_seq_len:
+            raise ValueError(
+                f"data seq_len={seq_len} is longer than the model's max_seq_len="
+                f"{max_seq_len}; lower seq_len or raise config.max_seq_len"
+            )
+        tokenizer = getattr(data, "tokenizer", None)
+        if tokenizer is not None and hasattr(tokenizer, "save_pretrained"):
+            self.tokenizer = tokenizer
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add config and tokenizer, so that the file alone can generate and export."""
+        super().on_save_checkpoint(checkpoint)
+        if self._restored_tokenizer is None and self.tokenizer is not None:
+            from lightning_llm.interop.hf import pack_tokenizer
+
+            self._restored_tokenizer = pack_tokenizer(self.tokenizer)
+        checkpoint[CHECKPOINT_KEY] = {
+            **self.checkpoint_entry(),
+            "tokenizer": self._restored_tokenizer,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the tokenizer; refuse a checkpoint that does not belong to this model or data.
+
+        Raises:
+            ValueError: The checkpoint's architecture or vocabulary differs; every differing field
+                is named.
+        """
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint.get(CHECKPOINT_KEY)
+        if saved is None:
+            return
+        self.check_checkpoint_entry(saved)
+        files = saved["tokenizer"]
+        if files is None:
+            return
+        from lightning_llm.interop.hf import pack_tokenizer, unpack_tokenizer
+
+        if self.tokenizer is None:
+            self.tokenizer = unpack_tokenizer(files)
+        elif pack_tokenizer(self.tokenizer).get("tokenizer.json") != files.get("tokenizer.json"):
+            raise ValueError(
+                "the checkpoint was trained with another vocabulary than the one this data uses: "
+                "the same ids stand for different text. Give the data the checkpoint's tokenizer "
+                "(export it with `lightning-llm export`, then `tokenizer: {pretrained: DIR}`)"
+            )
+        self._restored_tokenizer = files
