@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_llm.callbacks._evaluation_log import log_evaluation_value
+
 IGNORE_INDEX = -100
 
 
@@ -224,11 +226,11 @@ class TokenLossModule(L.LightningModule):
         for index, sums in sorted(self._eval_sums.items()):
             total = _sum_over_ranks(sums) if self._data_parallel_size() > 1 else sums
             nll, tokens = total.tolist()
-            key = f"{name}/dataloader_idx_{index}" if several else name
             if tokens == 0:
-                rank_zero_warn(f"{key}: no target token in the whole evaluation; not logged")
+                rank_zero_warn(f"{name}: no target token in the evaluation; it is not logged")
                 continue
-            self.log(key, torch.tensor(nll / tokens), prog_bar=True)
+            loader = index if several else None
+            log_evaluation_value(self.trainer, self, name, nll / tokens, loader, prog_bar=True)
 
     # ------------------------------------------------------------------ length of the run
 

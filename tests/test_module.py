@@ -360,3 +360,19 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Any, accumulate: int) 
     expected = reference_gradient(CausalLM(CONFIG).model, rows)
     for name, value in expected.items():
         torch.testing.assert_close(step[name], value, rtol=2e-4, atol=2e-6)
+
+
+def test_several_validation_loaders_are_logged_apart() -> None:
+    rows = make_rows(4)
+    module = CausalLM(CONFIG, optimizer=sgd)
+    run = trainer(num_sanity_val_steps=0)
+    loaders = [DataLoader(rows[:2], batch_size=1), DataLoader(rows[2:], batch_size=2)]
+    run.fit(module, DataLoader(rows, batch_size=4), loaders)
+    for index, part in enumerate((rows[:2], rows[2:])):
+        ids = torch.stack([row["input_ids"] for row in part])
+        labels = torch.stack([row["shift_labels"] for row in part])
+        with torch.no_grad():
+            logits = module.model(ids).flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(logits, labels.flatten())
+        logged = run.callback_metrics[f"val_loss/dataloader_idx_{index}"]
+        assert float(logged) == pytest.approx(float(expected), rel=1e-5)
