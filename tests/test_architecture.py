@@ -71,7 +71,7 @@ TIERS = {
         lazy_parts="interop",
         lazy="transformers tokenizers pyarrow zstandard",
     ),
-    "steps": tier(libraries="lightning"),
+    "steps": tier("callbacks", "lightning"),
     "language": tier("steps losses optim", "lightning", "interop"),
     "module": tier("language steps models", "lightning", "generation interop"),
     "interop": tier(
