@@ -7,6 +7,8 @@ from lightning_llm.callbacks.finite_guard import FiniteGuard
 from lightning_llm.callbacks.garbage_collection import GarbageCollection
 from lightning_llm.callbacks.hf_export import HFExport
 from lightning_llm.callbacks.perplexity_monitor import PerplexityMonitor
+from lightning_llm.callbacks.preemption import Preemption
+from lightning_llm.callbacks.random_state import RandomState
 from lightning_llm.callbacks.sample_text import SampleText
 from lightning_llm.callbacks.speed_monitor import SpeedMonitor
 
@@ -17,5 +19,7 @@ __all__ = [
     "SampleText",
     "HFExport",
     "FiniteGuard",
+    "Preemption",
+    "RandomState",
     "GarbageCollection",
 ]

@@ -86,7 +86,7 @@ class SpikeWindow:
 
 def not_finite(module: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[str]:
     """Names of weights and of optimizer states that hold a NaN or an infinity."""
-    names = {}
+    names: dict[Tensor, str] = {}
     for name, parameter in module.named_parameters():
         names[parameter] = name
         if not _finite(parameter):
@@ -96,10 +96,10 @@ def not_finite(module: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[s
         if buffer.is_floating_point() and bool(buffer.isnan().any()):
             yield name
     for optimizer in optimizers:
-        for parameter, state in optimizer.state.items():
+        for holder, state in optimizer.state.items():
             for key, value in state.items():
                 if isinstance(value, Tensor) and not _finite(value):
-                    yield f"the optimizer's {key} of {names.get(parameter, 'a parameter')}"
+                    yield f"the optimizer's {key} of {names.get(holder, 'a parameter')}"
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from lightning_llm.cli import main
 from lightning_llm.cli.resume import checkpoint_to_resume
 from lightning_llm.plugins import AtomicCheckpointIO
 
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 STATE = {"state_dict": {"w": torch.ones(100)}, "loops": {}, "optimizer_states": []}
 
 
@@ -99,3 +104,29 @@ def test_command_line_seals_checkpoints_and_refuses_altered_ones(
     ):
         assert main(command) == 1
         assert f"sha256 mismatch in {file}" in capsys.readouterr().err
+
+
+@pytest.mark.distributed
+def test_a_signal_ends_fit_with_143_and_resume_goes_on(tmp_path: Path, capsys: Any) -> None:
+    make_text(tmp_path / "text.txt")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(tmp_path)))
+    command = [sys.executable, "-m", "lightning_llm.cli", "fit", "--config", config_of(tmp_path)]
+    command += ["--trainer.max_steps", "100000", "--trainer.devices", "2"]
+    command += ["--trainer.strategy", "ddp", "--trainer.log_every_n_steps", "1"]
+    log = tmp_path / "run" / "lightning_logs" / "version_0" / "metrics.csv"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(1200):
+        if process.poll() is not None or (log.exists() and log.stat().st_size > 100):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    file = tmp_path / "run" / "checkpoints" / "preempted.ckpt"
+    step = torch.load(file, weights_only=True)["global_step"]
+    arguments = ["--resume", "must", "--data.init_args.micro_batch_size", "8"]
+    command = ["fit", "--config", config_of(tmp_path), "--trainer.max_steps", str(step + 2)]
+    assert main([*command, *arguments]) == 0
+    assert f"resuming from {file}" in capsys.readouterr().err
+    model = tmp_path / "run" / "checkpoints" / "model.ckpt"
+    assert torch.load(model, weights_only=True)["global_step"] == step + 2

@@ -1,0 +1,178 @@
+"""`Preemption`: on a signal all ranks finish the step, save once, and end with 128 + signal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as L
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from typing_extensions import override
+
+
+class Preempted(SystemExit):
+    """The run was asked to stop, and has saved itself."""
+
+
+class Preemption(L.Callback):
+    """End a run that a scheduler wants to stop so that it can be resumed without loss.
+
+    A signal only sets a flag, on whatever ranks it reaches. After each optimizer step the ranks
+    share their flags, over a gloo group of their own and without waiting: the answer is read one
+    step later. When any has one, all save the same step and leave with exit status 128 + signal
+    (143 for SIGTERM). A signal during validation is answered after the next optimizer step.
+
+    It takes the place of Lightning's handling, which waits for the other ranks inside the signal
+    handler, shares a flag over the device in every micro-batch, and ends with status 0. Under SLURM
+    with requeueing, the requeue signal saves and requeues as Lightning does, at that safe point.
+
+    Args:
+        filename: Of the checkpoint; it lies in the folder of the run's checkpoint callback, else
+            in ``trainer.default_root_dir``.
+        signals: What asks for the end, by name.
+
+    Raises:
+        ValueError: A signal is unknown on this system.
+    """
+
+    def __init__(
+        self,
+        filename: str = "preempted.ckpt",
+        signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1"),
+    ) -> None:
+        unknown = [name for name in signals if not hasattr(signal, name)]
+        if unknown:
+            raise ValueError(f"signals={signals}: this system has no {', '.join(unknown)}")
+        self.filename = filename
+        self.signals = tuple(signal.Signals[name] for name in signals)
+        self._received = 0
+        self._step = -1
+        self._group: Any = None
+        self._shared: tuple[Any, Tensor] | None = None  # the exchange under way and its result
+
+    # ------------------------------------------------------------------ the flag
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prepare the exchange between ranks."""
+        self._received, self._step, self._shared, self._group = 0, trainer.global_step, None, None
+        if trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
+            self._group = dist.new_group(backend="gloo")
+            # Lightning's own exchange: one on the device per micro-batch.
+            loop = cast(Any, trainer.fit_loop.epoch_loop)
+            loop._broadcast_sigterm_tensor = _nothing
+
+    @override
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen; Lightning has installed its handlers by now, and restores all in the end."""
+        self._listen(trainer)
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen, where there was no sanity check."""
+        self._step = trainer.global_step
+        self._listen(trainer)
+
+    def _listen(self, trainer: L.Trainer) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in {*self.signals, *_requeue_signals(trainer)}:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._received = number
+
+    # ------------------------------------------------------------------ the safe point
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """After an optimizer step: save and leave if any rank was asked to.
+
+        Raises:
+            Preempted: It was, and the checkpoint is on the disk.
+        """
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        number = self._agree()
+        if number:
+            self._leave(trainer, number)
+
+    def _agree(self) -> int:
+        """Return the signal any rank had when the step before ended; 0 for none."""
+        if self._group is None:
+            return self._received
+        answer = 0
+        if self._shared is not None:
+            work, flag = self._shared
+            work.wait()
+            answer = int(flag)
+        flag = torch.tensor(self._received)
+        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._shared = work, flag
+        return answer
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Finish the exchange under way."""
+        if self._shared is not None:
+            self._shared[0].wait()
+            self._shared = None
+
+    def _leave(self, trainer: L.Trainer, number: int) -> None:
+        name = signal.Signals(number).name
+        if number in _requeue_signals(trainer):
+            trainer._signal_connector._slurm_sigusr_handler_fn(number, None)  # type: ignore[arg-type]
+            path = "the requeue checkpoint"
+        else:
+            path = str(self._path(trainer))
+            trainer.save_checkpoint(path)
+        # A save in a thread ends here, or raises. Nobody leaves before all are on the disk.
+        trainer.strategy.checkpoint_io.teardown()
+        trainer.strategy.barrier("preempted")
+        rank_zero_info(f"{name}: stopped after step {trainer.global_step}, saved {path}")
+        raise Preempted(0 if _is_child(trainer) else 128 + number)
+
+    def _path(self, trainer: L.Trainer) -> Path:
+        if _requeues(trainer):
+            # The name a requeued job looks for by itself.
+            connector = trainer._checkpoint_connector
+            return Path(connector.hpc_save_path(trainer.default_root_dir))
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        return Path(folder or trainer.default_root_dir) / self.filename
+
+
+def _requeues(trainer: L.Trainer) -> bool:
+    environment = trainer._accelerator_connector.cluster_environment
+    return isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+
+
+def _requeue_signals(trainer: L.Trainer) -> tuple[int, ...]:
+    environment = trainer._accelerator_connector.cluster_environment
+    if not _requeues(trainer):
+        return ()
+    assert isinstance(environment, SLURMEnvironment)
+    return (environment.requeue_signal or signal.SIGUSR1,)
+
+
+def _is_child(trainer: L.Trainer) -> bool:
+    """Whether Lightning's launcher started this rank: it kills the first for another's status."""
+    environment = trainer._accelerator_connector.cluster_environment
+    return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+
+
+def _nothing() -> None:
+    """Stand in for an exchange that happens elsewhere."""

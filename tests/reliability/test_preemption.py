@@ -1,0 +1,115 @@
+"""A signal ends a run after a step, saved once, whichever rank it reaches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from preempted_ranks import run
+from runs import start_ranks
+
+from lightning_llm.callbacks import Preemption
+from lightning_llm.callbacks.preemption import Preempted
+from lightning_llm.plugins.io import verify_checkpoint
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
+]
+
+
+def wait_for_batch(process: subprocess.Popen[str], number: int) -> str:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(f"batch {number}\n"):
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("world_size", "target"), [(1, 0), (2, 0), (2, 1)])
+def test_a_signal_to_any_rank_saves_one_step_on_all(
+    tmp_path: Path, world_size: int, target: int
+) -> None:
+    ranks = start_ranks("preempted_ranks.py", world_size, str(tmp_path), "2")
+    wait_for_batch(ranks[target], 6)
+    ranks[target].send_signal(signal.SIGTERM)
+    outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [143] * world_size, outputs
+    [file] = tmp_path.rglob("*.ckpt")
+    assert file.name == "preempted.ckpt"
+    assert verify_checkpoint(file)
+    saved = torch.load(file, weights_only=True)
+    # Asked for after batch 7 or so: the step is finished, and one more while ranks agree.
+    assert 4 <= saved["global_step"] <= 8
+    assert "SIGTERM: stopped after step" in outputs[0]
+    if world_size > 1:
+        lines = [[line for line in o.splitlines() if line.startswith("batch")] for o in outputs]
+        assert lines[0][-1] == lines[1][-1]
+
+
+class Signal(pl.Callback):
+    """Sends this process a signal in the middle of training on a batch."""
+
+    def __init__(self, batch: int, number: int = signal.SIGTERM) -> None:
+        self.batch, self.number = batch, number
+
+    def on_before_backward(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("batch", [4, 5])
+def test_the_window_is_finished_and_nothing_is_lost(
+    tmp_path: Path, batch: int, number: int
+) -> None:
+    whole = run(tmp_path, accumulate_grad_batches=2)
+    before = signal.getsignal(number)
+    with pytest.raises(Preempted) as caught:
+        run(tmp_path, callbacks=[Preemption(), Signal(batch, number)], accumulate_grad_batches=2)
+    assert caught.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    file = tmp_path / "preempted.ckpt"
+    assert torch.load(file, weights_only=True)["global_step"] == 3
+    resumed = run(tmp_path, ckpt=file, accumulate_grad_batches=2)
+    assert resumed.losses == whole.losses[6:]
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name])
+
+
+def test_a_requeued_job_is_saved_where_it_looks_and_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/requeued\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    variables = {"NTASKS": "1", "JOB_ID": "77", "JOB_NAME": "train", "NODEID": "0"}
+    variables |= {"PROCID": "0", "LOCALID": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    # Lightning lets a requeued job continue by itself: the second run goes on at the fifth batch.
+    for batch, number, requeued in ((4, signal.SIGTERM, False), (7, signal.SIGUSR1, True)):
+        with pytest.raises(Preempted) as caught:
+            run(tmp_path, callbacks=[Preemption(), Signal(batch, number)])
+        assert caught.value.code == 128 + number
+        assert (tmp_path / "requeued").exists() is requeued
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    steps = {
+        p.name: torch.load(p, weights_only=True)["global_step"] for p in tmp_path.glob("*.ckpt")
+    }
+    assert steps == {"hpc_ckpt_1.ckpt": 5, "hpc_ckpt_2.ckpt": 8}
+
+
+def test_an_unknown_signal_is_named() -> None:
+    with pytest.raises(ValueError, match="no SIGNOTHING"):
+        Preemption(signals=("SIGTERM", "SIGNOTHING"))
