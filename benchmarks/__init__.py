@@ -1,1 +1,1 @@
-"""Speed, memory and waiting time of lightning_llm beside its peers: `python -m benchmarks --help`."""
+"""Speed, memory and waiting time of lightning_llm beside its peers: `python -m benchmarks`."""

@@ -9,7 +9,8 @@ turn until this contender's next turn. So all contenders are measured in alterna
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from benchmarks.memory import PeakMemory
 Message = dict[str, Any]
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A contender cannot take part here; the message says why."""
 
 
@@ -107,6 +108,14 @@ class Pacer:
             self._end_turn()
             if self._count < self.total_steps:
                 self._next_turn()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out of the clock what happens inside: waiting that a user would not wait for."""
+        started, cpu_started = time.perf_counter(), time.process_time()
+        yield
+        self._started += time.perf_counter() - started
+        self._cpu_started += time.process_time() - cpu_started
 
     def _next_turn(self) -> None:
         self._in_turn = 0

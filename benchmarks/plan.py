@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.pacing import Pace
-from benchmarks.race import Task
+from benchmarks.race import Row, Task
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Plan:
         baselines: Label of a row -> label of the row it is compared with.
         columns: Columns of the table, see `benchmarks.render`.
         fresh: Measure the time to the first step, each round in a new process.
+        finish: Adds to the rows what only all of them together tell.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Plan:
     baselines: dict[str, str]
     columns: tuple[str, ...] = ("rate", "ratio", "memory")
     fresh: bool = False
+    finish: Callable[[list[Row]], None] = lambda rows: None
 
 
 @dataclass

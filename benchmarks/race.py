@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.pacing import Message, Pace
@@ -54,9 +55,9 @@ def race(
 ) -> list[Row]:
     """Measure the tasks in alternation and return one row for each, in their order.
 
-    A row has ``label``, ``status`` (``"ok"``, ``"skipped"``, ``"failed"``), with a ``reason`` if not
-    ``"ok"``, and ``seconds_per_step``, ``cpu_seconds_per_step`` and ``peak_memory_bytes`` with one
-    entry for each round.
+    A row has ``label``, ``status`` (``"ok"``, or ``"skipped"`` or ``"failed"`` with a ``reason``),
+    and ``seconds_per_step``, ``cpu_seconds_per_step``, ``peak_memory_bytes`` and
+    ``losses`` (means) with one entry for each round.
 
     Args:
         tasks: The contenders.
@@ -95,7 +96,9 @@ def first_steps(
 ) -> list[Row]:
     """Start every task ``rounds`` times, in alternation; rows hold ``startup_seconds`` of each."""
     pace = Pace(warmup=1, rounds=1, steps=1, settle=0)
-    rows: list[Row] = [{"label": task.label, "status": "ok", "startup_seconds": []} for task in tasks]
+    rows: list[Row] = [
+        {"label": task.label, "status": "ok", "startup_seconds": []} for task in tasks
+    ]
     for _ in range(rounds):
         for row, [found] in zip(
             rows,
@@ -172,7 +175,7 @@ class _Worker:
         if "extra_memory_bytes" in message:
             self.row["extra_memory_bytes"] = message["extra_memory_bytes"]
         if "losses" in message:
-            self.row["last_loss"] = message["losses"][-1]
+            self.row.setdefault("losses", []).append(fmean(message["losses"]))
 
     def finish(self) -> None:
         """Take leave of a contender that made all its steps."""

@@ -19,9 +19,9 @@ FOLDER = Path(__file__).parent / "results"
 def summarize(rows: Sequence[Row], baselines: dict[str, str]) -> None:
     """Add medians, rates and ratios to rows of a race.
 
-    ``rate`` is units per second at the median step. ``ratio`` compares within each round: seconds of
-    the row divided by those of its baseline in the same round, so above 1 the baseline is faster;
-    the median over the rounds, with the lowest and highest as ``ratio_range``.
+    ``rate`` is units per second at the median step. ``ratio`` compares within each round: time of
+    the row over that of its baseline in the same round, for the same amount of work, so above 1
+    the baseline is faster; the median over the rounds, with lowest and highest as ``ratio_range``.
 
     Args:
         rows: As `benchmarks.race.race` returns them.

@@ -160,7 +160,9 @@ def batches(options: TrainOptions, steps: int) -> Iterator[tuple[Tensor, Tensor]
     for step in range(steps):
         place = step % len(tokens)
         pair = tokens[place], targets[place]
-        yield tuple(batch.to(options.device, non_blocking=True) for batch in pair) if on_gpu else pair
+        yield (
+            tuple(batch.to(options.device, non_blocking=True) for batch in pair) if on_gpu else pair
+        )
 
 
 def bare_loop(

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pacing import Message, Pace, Pacer, Unavailable
+from benchmarks.pacing import Message, Pace, Pacer, UnavailableError
 
 PACKAGES = (
-    "torch lightning transformers accelerate tokenizers tiktoken litgpt datasets numpy lightning-llm"
+    "torch lightning transformers accelerate tokenizers tiktoken litgpt datasets numpy rich triton"
 ).split()
 
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         pacer = Pacer(Pace(**task["pace"]), report=report, wait=wait, device=task["device"])
         resolve(task["run"])(task["options"], pacer)
         report({"event": "done", "versions": versions()})
-    except (Unavailable, ModuleNotFoundError) as reason:
+    except (UnavailableError, ModuleNotFoundError) as reason:
         report({"event": "skipped", "reason": str(reason)})
     except Exception as error:
         traceback.print_exc()
@@ -75,7 +75,7 @@ def prepare_device(device: str, threads: int | None) -> None:
         torch.set_num_threads(threads)
     if device == "cuda":
         if not torch.cuda.is_available():
-            raise Unavailable("--device cuda, but torch.cuda.is_available() is False")
+            raise UnavailableError("--device cuda, but torch.cuda.is_available() is False")
         torch.set_float32_matmul_precision("high")
 
 

@@ -43,7 +43,13 @@ class Workload:
 
 
 def _workload(
-    name: str, family: dict[str, Any], seq_len: int, batch: int, batch_cuda: int, about: str, **model: Any
+    name: str,
+    family: dict[str, Any],
+    seq_len: int,
+    batch: int,
+    batch_cuda: int,
+    about: str,
+    **model: Any,
 ) -> Workload:
     return Workload(
         name, {**family, "max_seq_len": seq_len, **model}, seq_len, batch, batch_cuda, about

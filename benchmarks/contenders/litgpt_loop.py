@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.pacing import Pacer, Unavailable
+from benchmarks.pacing import Pacer, UnavailableError
 from benchmarks.training import TrainOptions, bare_loop
 from benchmarks.weights import hugging_face_weights
 from benchmarks.workloads import Workload
@@ -21,7 +21,7 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
     try:
         from litgpt.utils import chunked_cross_entropy
     except ImportError as error:
-        raise Unavailable(
+        raise UnavailableError(
             f"{error}; pip install --no-deps litgpt, or --python litgpt=INTERPRETER"
         ) from error
     torch.manual_seed(settings.seed)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders.small_gpt import SmallGPT
-from benchmarks.pacing import Pacer, Unavailable
+from benchmarks.pacing import Pacer, UnavailableError
 from benchmarks.training import TrainOptions, bare_loop
 from benchmarks.weights import hugging_face_weights
 
@@ -18,7 +18,7 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
     settings.refuse_unknown("compile")
     work = settings.work
     if not work.is_gpt2:
-        raise Unavailable(f"{work.name} is a Llama; this model is GPT-2's architecture")
+        raise UnavailableError(f"{work.name} is a Llama; this model is GPT-2's architecture")
     torch.manual_seed(settings.seed)
     sizes = {name: work.model[name] for name in ("vocab_size", "n_layers", "dim", "n_heads")}
     model = SmallGPT(seq_len=work.seq_len, **sizes)

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.pacing import Pacer, Unavailable
+from benchmarks.pacing import Pacer, UnavailableError
 from benchmarks.plan import Pacing, Plan, against
 from benchmarks.race import Task
 from benchmarks.training import TrainOptions, random_tokens
 from benchmarks.workloads import WORKLOADS
 
-HELP = "new tokens/s with a key/value cache, at batch 1 and 8"
 PACE = Pacing(warmup=1, rounds=5, steps=1)
 PRECISIONS = ("32-true", "bf16-true")
 
@@ -120,7 +119,7 @@ def _litgpt(options: TrainOptions) -> Decode:
 
         model = build_model(options.work)
     except ImportError as error:
-        raise Unavailable(f"{error}; pip install --no-deps litgpt") from error
+        raise UnavailableError(f"{error}; pip install --no-deps litgpt") from error
     if not options.work.is_gpt2:
         model.load_state_dict(renamed(hugging_face_weights(options)))
     model.to(options.device, options.weight_dtype).eval()

@@ -15,7 +15,6 @@ from benchmarks.pacing import Pacer
 from benchmarks.plan import Pacing, Plan, against
 from benchmarks.race import Task
 
-HELP = "tokens/s of the loader beside other ways to read a token file"
 PACE = Pacing(warmup=20, rounds=5, steps=200, quick={"warmup": 1, "rounds": 2, "steps": 2})
 VOCAB = 50_257
 

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.pacing import Pacer, Unavailable
+from benchmarks.pacing import Pacer, UnavailableError
 from benchmarks.plan import Pacing, Plan, against
 from benchmarks.race import Task
 
-HELP = "extra memory and time of the chunked loss beside whole logits"
 PACE = Pacing(warmup=2, rounds=5, steps=3)
 # Vocabulary -> tokens and width of the workload it belongs to (M, L).
 SIZES = {32_000: (2048, 512), 50_304: (1024, 768), 128: (64, 16)}
@@ -51,7 +50,9 @@ def plan(args: Namespace, folder: Path) -> list[Plan]:
             for label in IMPLEMENTATIONS
         ]
         settings = {"name_parts": [f"V{vocab}", args.dtype, args.device, args.allocator], **options}
-        title = f"Loss at vocabulary {vocab:,}: {options['tokens']:,} tokens, width {dim}, {args.dtype}"
+        title = (
+            f"Loss at vocabulary {vocab:,}: {options['tokens']:,} tokens, width {dim}, {args.dtype}"
+        )
         columns = ("rate", "ratio", "extra")
         pace, baselines = PACE.resolve(args), against("ours", tasks)
         plans.append(Plan("loss", title, "tokens/s", tasks, pace, settings, baselines, columns))
@@ -110,7 +111,9 @@ def _torch_chunked() -> Loss:
     built_in = getattr(F, "linear_cross_entropy", None)
     options = getattr(torch.nn, "LinearCrossEntropyOptions", None)
     if built_in is None or options is None:
-        raise Unavailable(f"torch {torch.__version__} has no linear_cross_entropy with options")
+        raise UnavailableError(
+            f"torch {torch.__version__} has no linear_cross_entropy with options"
+        )
     return lambda hidden, weight, labels: built_in(hidden, weight, labels, options=options())
 
 
@@ -118,7 +121,7 @@ def _litgpt() -> Loss:
     try:
         from litgpt.utils import chunked_cross_entropy
     except ImportError as error:
-        raise Unavailable(f"{error}; pip install --no-deps litgpt") from error
+        raise UnavailableError(f"{error}; pip install --no-deps litgpt") from error
     return lambda hidden, weight, labels: chunked_cross_entropy(F.linear(hidden, weight), labels)
 
 

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pacing import Pacer, Unavailable
+from benchmarks.pacing import Pacer, UnavailableError
 from benchmarks.plan import Pacing, Plan, against
 from benchmarks.race import Task
 
-HELP = "MB/s of encode_texts beside the tokenizers library and tiktoken"
 PACE = Pacing(warmup=1, rounds=5, steps=1)
 TEXTS, TOKENIZER = "texts", "tokenizer"
 Encode = Callable[[list[str]], int]  # returns the number of ids
@@ -39,7 +38,9 @@ def plan(args: Namespace, folder: Path) -> list[Plan]:
     spec = TokenizerSpec("bpe", vocab_size=1024 if args.quick else args.vocab)
     train_tokenizer(spec, texts).save_pretrained(folder / TOKENIZER)
     tasks = [
-        Task(label, f"{__name__}:run", {"folder": str(folder), "encoder": label}, "cpu", args.threads)
+        Task(
+            label, f"{__name__}:run", {"folder": str(folder), "encoder": label}, "cpu", args.threads
+        )
         for label in ENCODERS
     ]
     settings = {
@@ -74,9 +75,7 @@ def read_texts(files: list[str] | None, limit: int) -> list[str]:
 def run(options: dict[str, Any], pacer: Pacer) -> None:
     """Encode the texts, again and again."""
     folder = Path(options["folder"])
-    texts = [
-        path.read_bytes().decode("utf-8") for path in sorted((folder / TEXTS).glob("*.txt"))
-    ]
+    texts = [path.read_bytes().decode("utf-8") for path in sorted((folder / TEXTS).glob("*.txt"))]
     encode = ENCODERS[options["encoder"]](folder / TOKENIZER)
     pacer.units_per_step = sum(len(text.encode()) for text in texts) / 1e6
     pacer.facts["ids"] = encode(texts)
@@ -123,7 +122,7 @@ def _tiktoken(folder: Path) -> Encode:
     try:
         import tiktoken
     except ImportError as error:
-        raise Unavailable(f"{error}; pip install tiktoken") from error
+        raise UnavailableError(f"{error}; pip install tiktoken") from error
     from lightning_llm.data.tokenizer_encoding import BYTE_OF_CHARACTER
 
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

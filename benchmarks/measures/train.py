@@ -9,7 +9,6 @@ from benchmarks.contenders import CONTENDERS, SETS, training_tasks
 from benchmarks.plan import Pacing, Plan
 from benchmarks.workloads import WORKLOADS
 
-HELP = "training throughput of all contenders on the same work"
 PACE = Pacing(warmup=5, rounds=7, steps=5)
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 

@@ -1,0 +1,136 @@
+"""`steps_to_loss`: how many steps Muon needs to reach the loss that AdamW ends with."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+
+from benchmarks.contenders.lightning_trainer import Pacing as PacingCallback
+from benchmarks.measures.tokenize import read_texts
+from benchmarks.pacing import Pace, Pacer
+from benchmarks.plan import Plan
+from benchmarks.race import Row, Task
+from benchmarks.training import CLIP_NORM
+
+BYTES = 256
+# A round is this many steps; the loss of a round is the mean over them.
+STEPS = 10
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--train-steps", type=int, default=600)
+    parser.add_argument("--lr-adamw", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--lr-muon", type=float, nargs="+", default=[3e-3, 1e-2])
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=16)
+
+
+def plan(args: Namespace, folder: Path) -> list[Plan]:
+    """Write the bytes of the Python standard library as a store, then plan the runs."""
+    from lightning_llm.data import TokenStoreWriter
+
+    with TokenStoreWriter(folder / "store", vocab_size=BYTES) as writer:
+        for text in read_texts(None, 400_000 if args.quick else 8_000_000):
+            writer.add(np.frombuffer(text.encode(), np.uint8))
+    sizes = {"dim": args.dim, "layers": args.layers, "seq_len": args.seq_len, "batch": args.batch}
+    options = {**sizes, "store": str(folder / "store"), "device": args.device}
+    seeds = args.seeds[:1] if args.quick else args.seeds
+    rates = {"adamw": args.lr_adamw, "muon": args.lr_muon}
+    tasks = [
+        Task(
+            f"{optimizer} lr {lr:g} seed {seed}",
+            f"{__name__}:run",
+            {**options, "optimizer": optimizer, "lr": lr, "seed": seed},
+            args.device,
+            args.threads,
+        )
+        for optimizer in rates
+        for lr in rates[optimizer]
+        for seed in seeds
+    ]
+    steps = 2 * STEPS if args.quick else args.train_steps
+    pace = Pace(warmup=1, rounds=max(1, steps // STEPS), steps=STEPS, settle=0)
+    settings = {"name_parts": [args.device], **sizes, "seeds": seeds, "train_steps": steps}
+    title = (
+        f"Steps to AdamW's loss: {args.layers} layers x {args.dim} on source code as bytes, "
+        f"{steps} steps"
+    )
+    columns = ("steps", "last_loss", "milliseconds")
+    return [
+        Plan("steps_to_loss", title, "steps/s", tasks, pace, settings, {}, columns, finish=finish)
+    ]
+
+
+def finish(rows: list[Row]) -> None:
+    """Add to each Muon run the steps to the last loss of the best AdamW run of the same seed."""
+    finished = [row for row in rows if row.get("losses")]
+    for row in finished:
+        optimizer, _, _, _, seed = row["label"].split()
+        if optimizer != "muon":
+            continue
+        rivals = [
+            other["losses"][-1]
+            for other in finished
+            if other["label"].startswith("adamw") and other["label"].split()[-1] == seed
+        ]
+        row["steps_to_loss"] = steps_until(row["losses"], min(rivals)) if rivals else None
+
+
+def steps_until(losses: list[float], goal: float) -> int | None:
+    """Return the steps after which the mean loss of a round is at the goal, or None."""
+    for place, loss in enumerate(losses):
+        if loss <= goal:
+            return (place + 1) * STEPS
+    return None
+
+
+def run(options: dict[str, Any], pacer: Pacer) -> None:
+    """Train once: warm-up, then a constant rate, then down to zero over the last fifth."""
+    from lightning_llm import CausalLM
+    from lightning_llm.data import TokenStore
+    from lightning_llm.data.loader import TokenLoader
+    from lightning_llm.data.packing import ConcatWindows
+    from lightning_llm.optim import AdamW, Muon, WarmupStableDecay
+
+    optimizer = {"adamw": AdamW, "muon": Muon}[options["optimizer"]]
+    rows = ConcatWindows(TokenStore(options["store"]), options["seq_len"])
+    loader = TokenLoader(
+        rows,
+        micro_batch_size=options["batch"],
+        shuffle=True,
+        drop_last=True,
+        seed=options["seed"],
+    )
+    pacer.units_per_step = 1
+    torch.manual_seed(options["seed"])
+    config = {
+        "vocab_size": BYTES,
+        "max_seq_len": options["seq_len"],
+        "n_layers": options["layers"],
+        "dim": options["dim"],
+        "n_heads": options["dim"] // 32,
+    }
+    module = CausalLM(
+        config,
+        optimizer=lambda groups: optimizer(groups, lr=options["lr"]),
+        lr_scheduler=lambda built: WarmupStableDecay(built, warmup_steps=0.05),
+    )
+    Trainer(
+        accelerator="gpu" if options["device"] == "cuda" else "cpu",
+        devices=1,
+        max_steps=pacer.total_steps,
+        gradient_clip_val=CLIP_NORM,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[PacingCallback(pacer)],
+    ).fit(module, loader)
