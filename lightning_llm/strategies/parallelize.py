@@ -38,7 +38,7 @@ class BlockOptions:
         block_class: Class name of the blocks, or several, where they are not found.
 
     Raises:
-        ValueError: An option is unknown.
+        ValueError: An option is unknown, or the options give wrong gradients together.
         TypeError: ``compile`` is neither bool nor dict.
     """
 
@@ -58,6 +58,11 @@ class BlockOptions:
         self.block_class = block_class
         self.call = CALLS[activation_checkpointing]
         self.options = _compile_options(compile)
+        if self.options.get("backend") == "eager" and activation_checkpointing != "none":
+            raise ValueError(
+                f"backend='eager' with activation_checkpointing={activation_checkpointing!r} drops "
+                f"other units in the repetition than it dropped before; use backend='aot_eager'"
+            )
         self._compiled: Callable[..., Any] | None = None
         self._blocks: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
