@@ -9,6 +9,7 @@ import pytest
 import torch
 from reference_models import randomised, reference_model, token_ids
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lightning_llm.data import TokenizerSpec
@@ -157,9 +158,19 @@ def test_overrides(tmp_path: Path) -> None:
     reference_model("gpt2").save_pretrained(tmp_path)
     assert load_pretrained(tmp_path, dropout=0.25).model.config.dropout == 0.25
     with pytest.raises(
-        ValueError, match=r"position_embedding\.weight is \(128, 64\) .* and \(64, 64\) with over"
+        ValueError, match=r"position_embedding\.weight \(64, 64\) where .* has \(128, 64\)"
     ):
         load_pretrained(tmp_path, max_seq_len=64)
+    with pytest.raises(ValueError, match=r"head\.weight \(96, 64\) where .* has none; drop"):
+        load_pretrained(tmp_path, tie_embeddings=False)
+
+
+def test_weights_of_another_size_than_the_configuration_says(tmp_path: Path) -> None:
+    reference_model("gpt2").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "n_positions": 64}))
+    with pytest.raises(ValueError, match=r"position_embedding\.weight make \(128, 64\), but"):
+        load_pretrained(tmp_path)
 
 
 def test_folders_that_are_no_export(tmp_path: Path) -> None:
@@ -172,6 +183,18 @@ def test_folders_that_are_no_export(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"no \.safetensors file; pickled weights"):
         load_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+        load_pretrained(tmp_path)
+
+
+def test_dtype_is_that_of_weights_and_not_of_an_old_buffer(tmp_path: Path) -> None:
+    theirs = reference_model("gpt2").half()
+    theirs.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["a.attn.bias"] = torch.ones(1, 1, 8, 8)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load_pretrained(tmp_path).model.embedding.weight.dtype == torch.float16
 
 
 def test_unknown_names_say_so() -> None:

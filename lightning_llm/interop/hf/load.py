@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_llm.interop.hf.weights import from_hf_config, iterate_from_hf
-from lightning_llm.models import Transformer
+from lightning_llm.models import Transformer, TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,33 +55,45 @@ def load_pretrained(
     """
     folder = _find(path_or_name)
     hf_config = _read_json(folder / "config.json")
-    config = replace(from_hf_config(hf_config), **overrides)
+    stored = from_hf_config(hf_config)
     weights = _Safetensors(folder)
-    with torch.device("meta"):
-        model = Transformer(config)
-    model.to(dtype or _stored_dtype(weights)).to_empty(device=device)
-    place = model.state_dict()
+    model = _meta_model(replace(stored, **overrides))
+    if overrides:
+        _check_overrides(model, _meta_model(stored), overrides)
+    place: dict[str, Tensor] = {}
     for name, tensor in iterate_from_hf(hf_config, weights):
+        if not place:  # the first row of a table is the embedding: its dtype is the model's
+            model.to(dtype or tensor.dtype).to_empty(device=device)
+            place = model.state_dict()
         if place[name].shape != tensor.shape:
             raise ValueError(
-                f"{name} is {tuple(tensor.shape)} in {folder} and {tuple(place[name].shape)} "
-                f"with overrides {overrides}; drop the override that changes its shape"
+                f"{folder}: weights for {name} make {tuple(tensor.shape)}, but config.json asks "
+                f"for {tuple(place[name].shape)}"
             )
-        place.pop(name).copy_(tensor)
-    assert not place, f"not loaded: {sorted(place)}"
+        place[name].copy_(tensor)
     return Pretrained(model, _load_tokenizer(folder))
 
 
-def _stored_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
-    return next(iter(weights.values())).dtype
+def _meta_model(config: TransformerConfig) -> Transformer:
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def _check_overrides(model: Transformer, stored: Transformer, overrides: dict[str, Any]) -> None:
+    ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in stored.state_dict().items()}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"overrides {overrides} make {name} {ours.get(name, 'disappear')} where the "
+                f"checkpoint has {theirs.get(name, 'none')}; drop the override that does so"
+            )
 
 
 class _Safetensors(Mapping[str, Tensor]):
     """The tensors of a folder, read from disk one at a time."""
 
     def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
         index = folder / "model.safetensors.index.json"
         if index.is_file():
             names = sorted(set(_read_json(index)["weight_map"].values()))
@@ -93,21 +105,32 @@ class _Safetensors(Mapping[str, Tensor]):
                 f"{folder} holds no .safetensors file; pickled weights (.bin) are not read: load "
                 "them with transformers and save_pretrained them"
             )
-        self._source = {}
+        self._file_of: dict[str, Path] = {}
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(f"{file} is named by {index.name} and missing")
-            handle = safe_open(file, framework="pt")
-            self._source.update(dict.fromkeys(handle.keys(), handle))
+            with _opened(file) as handle:
+                self._file_of.update(dict.fromkeys(handle.keys(), file))
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._source[name].get_tensor(name)
+        # Opened for each tensor: a file kept open keeps what was read from it in memory.
+        with _opened(self._file_of[name]) as handle:
+            return handle.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._source)
+        return iter(self._file_of)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._file_of)
+
+
+def _opened(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file ({error})") from error
 
 
 def _find(path_or_name: str | Path) -> Path:

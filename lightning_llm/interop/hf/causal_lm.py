@@ -1,0 +1,313 @@
+"""`HFCausalLM`: any causal language model of ``transformers``, trained the way `CausalLM` is."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_llm.interop.hf.adapters import adapter_config, with_adapters
+from lightning_llm.interop.hf.continuation import generate_with_transformers
+from lightning_llm.interop.hf.decoder import Decoder
+from lightning_llm.interop.hf.flops import network_flops_per_token
+from lightning_llm.language import CHECKPOINT_KEY, LanguageModule, OutputHead
+from lightning_llm.steps import documents_of
+
+_DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+class HFCausalLM(LanguageModule):
+    """A model of ``transformers.AutoModelForCausalLM`` with our loss, optimizers and callbacks.
+
+    Logits are never whole in memory: the loss is computed in chunks from the hidden states and the
+    output embeddings, logit scales and soft-caps of the configuration included. That this gives
+    the model's own logits is tried out on a few tokens when the module is built.
+
+    Args:
+        name_or_path: A folder in the Hugging Face layout or a name on the hub, for pretrained
+            weights (safetensors); or the contents of a ``config.json`` as a mapping, with its
+            ``model_type``, for new ones.
+        peft: Train adapters alone: a ``peft.PeftConfig``, or a mapping such as
+            ``{"peft_type": "LORA", "r": 8, "target_modules": "all-linear"}`` (DoRA:
+            ``use_dora: true``). Checkpoints then hold the adapters, and the name of the model
+            they belong to. Needs the extra ``[peft]``.
+        optimizer: Called with parameter groups; `lightning_llm.optim.AdamW` when not given.
+        lr_scheduler: Called with the optimizer; stepped once per optimizer step.
+        vocab_size: Of a new model; overrides the mapping's. The command line links it to the data.
+        max_tokens: Stop after this many input tokens, over all ranks.
+        label_smoothing: Mass given to the uniform distribution, in training only.
+        z_loss: Weight of the squared log-partition function, in training only.
+        loss_chunk_size: Rows of logits alive at a time; chosen automatically when not given.
+        dtype: Of the weights in memory: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for
+            the stored one.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: A model whose logits follow from its hidden states in an unknown way; the
+            fields of its configuration are named.
+        ModuleNotFoundError: ``peft`` is given and not installed.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path | dict[str, Any],
+        *,
+        peft: Any = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        vocab_size: int | None = None,
+        max_tokens: int | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        loss_chunk_size: int | None = None,
+        dtype: str = "float32",
+        revision: str | None = None,
+    ) -> None:
+        super().__init__(
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            max_tokens=max_tokens,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            loss_chunk_size=loss_chunk_size,
+        )
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
+        self._base: dict[str, Any] | None = None  # where pretrained weights came from
+        if isinstance(name_or_path, Mapping):
+            if peft is not None:
+                raise ValueError(
+                    "peft trains adapters of pretrained weights, and name_or_path is a "
+                    "configuration, which has none; give a folder or a name"
+                )
+            network = _new_network(name_or_path, vocab_size, dtype)
+        else:
+            network = _pretrained_network(name_or_path, dtype, revision)
+            self.tokenizer = _tokenizer_of(name_or_path, revision)
+            folder = Path(name_or_path)
+            name = str(folder.resolve()) if folder.is_dir() else str(name_or_path)
+            self._base = {"name_or_path": name, "revision": revision, "dtype": dtype}
+        network.train()
+        self.model = network if peft is None else with_adapters(network, peft)
+        self._has_adapters = peft is not None
+        self._decoder = Decoder(network)
+        self.config: Any = network.config
+        self.strict_loading = not self._has_adapters
+        # Plain data only: a checkpoint then loads with weights_only=True.
+        self.save_hyperparameters(
+            {
+                "name_or_path": self._base["name_or_path"] if self._base else self._config_dict(),
+                "peft": adapter_config(self.model) if self._has_adapters else None,
+                "max_tokens": max_tokens,
+                "label_smoothing": label_smoothing,
+                "z_loss": z_loss,
+                "loss_chunk_size": loss_chunk_size,
+                "dtype": dtype,
+                "revision": revision,
+            }
+        )
+
+    @property
+    def network(self) -> Any:
+        """The model of ``transformers``, adapters injected."""
+        return self.model.get_base_model() if self._has_adapters else self.model
+
+    # ------------------------------------------------------------------ what the loss needs
+
+    def hidden_states(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what the output head is applied to, ``(B, T, D)``."""
+        return self._decoder.hidden_states(
+            batch["input_ids"],
+            position_ids=batch.get("position_ids"),
+            document_ids=documents_of(batch),
+        )
+
+    def output_head(self) -> OutputHead:
+        """Return the output embeddings and the soft-cap of the configuration."""
+        return self._decoder.head()
+
+    def size_limits(self) -> tuple[int, int | None]:
+        """Return the rows of the embedding, and ``max_position_embeddings`` if there is one."""
+        config = self.config.get_text_config()
+        rows = self.network.get_input_embeddings().weight.shape[0]
+        return rows, getattr(config, "max_position_embeddings", None)
+
+    # ------------------------------------------------------------------ use
+
+    def generate(self, prompts: list[str] | Tensor, **options: Any) -> Any:
+        """Continue prompts, through ``transformers``.
+
+        Args:
+            prompts: Strings (the continuations are returned, without the prompts), or token ids
+                ``(B, T) int64`` (returned with the new ids appended).
+            **options: Those of `lightning_llm.generation.generate`.
+        """
+        return generate_with_transformers(
+            self.network, prompts, tokenizer=self.tokenizer, **options
+        )
+
+    def flops_per_token(self, seq_len: int, *, causal: bool = False) -> int:
+        """Floating-point operations per trained token; frozen weights cost two thirds."""
+        return network_flops_per_token(self.network, seq_len, causal=causal)
+
+    def save_pretrained(self, directory: str | Path, *, merge: bool = True) -> None:
+        """Write weights, config and tokenizer so that `transformers` loads them.
+
+        All ranks call it; rank zero writes.
+
+        Args:
+            directory: Folder to write.
+            merge: Add adapters to the weights they belong to (on a copy), and write a whole model;
+                otherwise write the adapters alone, for ``peft``.
+        """
+        if self._trainer is None or self._trainer.is_global_zero:
+            model: Any = self.model
+            if self._has_adapters and merge:
+                model = copy.deepcopy(self.model).merge_and_unload()
+            model.save_pretrained(directory)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(directory)
+        if self._trainer is not None:
+            self._trainer.strategy.barrier("save_pretrained")
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def checkpoint_entry(self) -> dict[str, Any]:
+        """Return configuration and adapters as plain data."""
+        return {
+            "hf_config": self._config_dict(),
+            "base": self._base,
+            "peft": adapter_config(self.model) if self._has_adapters else None,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave frozen weights out when adapters are trained."""
+        super().on_save_checkpoint(checkpoint)
+        if self._has_adapters:
+            trained = self._trained_names()
+            weights = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in weights.items() if k in trained}
+
+    def check_checkpoint_entry(self, saved: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture, or of other adapters.
+
+        Raises:
+            ValueError: Says what differs.
+        """
+        theirs = saved.get("hf_config", {}).get("model_type")
+        if theirs != self.config.model_type:
+            raise ValueError(
+                f"the checkpoint is of another model: model_type is {theirs!r} in the checkpoint, "
+                f"{self.config.model_type!r} here"
+            )
+        if bool(saved["peft"]) != self._has_adapters:
+            raise ValueError(
+                f"the checkpoint was trained with peft={saved['peft']}, this module has "
+                f"{'adapters' if self._has_adapters else 'none'}; use the same peft="
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint has exactly the adapters of this module.
+
+        Raises:
+            ValueError: Names what is missing or left over.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self._has_adapters:
+            found, wanted = set(checkpoint["state_dict"]), self._trained_names()
+            if found != wanted:
+                raise ValueError(
+                    f"the checkpoint's adapters are others than the module's: missing "
+                    f"{sorted(wanted - found)[:3]}, left over {sorted(found - wanted)[:3]}; use "
+                    f"the checkpoint's peft="
+                )
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def _config_dict(self) -> dict[str, Any]:
+        return json.loads(self.network.config.to_json_string(use_diff=False))
+
+
+def restore_hf_causal_lm(checkpoint: Mapping[str, Any]) -> HFCausalLM:
+    """Build the module of a checkpoint, read as data, again.
+
+    A checkpoint of adapters also needs the model they belong to, under the name it had.
+    """
+    saved = checkpoint[CHECKPOINT_KEY]
+    if saved["peft"] is None:
+        dtype = str(next(iter(checkpoint["state_dict"].values())).dtype).removeprefix("torch.")
+        module = HFCausalLM(saved["hf_config"], dtype=dtype)
+    else:
+        module = HFCausalLM(**saved["base"], peft=saved["peft"])
+    module.on_load_checkpoint({**checkpoint})
+    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+    return module
+
+
+def _new_network(contents: Mapping[str, Any], vocab_size: int | None, dtype: str) -> nn.Module:
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    fields = dict(contents)
+    model_type = fields.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"name_or_path is a configuration with model_type={model_type!r}, which transformers "
+            "does not know; a config.json names it, for example 'llama'"
+        )
+    if vocab_size is not None:
+        fields["vocab_size"] = vocab_size
+    config = AutoConfig.for_model(model_type, **fields)
+    _refuse_no_causal_lm(config)
+    return AutoModelForCausalLM.from_config(config, dtype=_torch_dtype(dtype))
+
+
+def _pretrained_network(name_or_path: str | Path, dtype: str, revision: str | None) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = Path(name_or_path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} holds no config.json, so it is no exported model")
+    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, **options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name_or_path} is neither a folder nor a model of the Hugging Face hub that can be "
+            f"reached from here ({error})"
+        ) from error
+    _refuse_no_causal_lm(config)
+    return AutoModelForCausalLM.from_pretrained(
+        name_or_path, config=config, dtype=_torch_dtype(dtype), use_safetensors=True, **options
+    )
+
+
+def _tokenizer_of(name_or_path: str | Path, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = Path(name_or_path)
+    files = ("tokenizer.json", "tokenizer_config.json")
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+        return None
+    return AutoTokenizer.from_pretrained(
+        name_or_path, revision=revision or "main", trust_remote_code=False
+    )
+
+
+def _refuse_no_causal_lm(config: Any) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"model_type={config.model_type!r} has no causal language model in transformers"
+        )
+
+
+def _torch_dtype(name: str) -> Any:
+    return "auto" if name == "auto" else getattr(torch, name)

@@ -1,0 +1,219 @@
+"""The part of a ``transformers`` causal model before its logits, and how logits follow from it.
+
+`AutoModelForCausalLM` models return logits, which for a large vocabulary do not fit into memory.
+Most apply a linear head to the hidden states of their decoder, and some scale or cap the result;
+the configuration tells. What was read from it is tried out on a few tokens, so a model that does
+something else is refused and never trained on a wrong loss.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_llm.language import OutputHead
+
+# Fields of theirs: logits are multiplied by, divided by, or kept below the value.
+_MULTIPLIED_BY = ("logit_scale", "lm_head_multiplier")
+_DIVIDED_BY = ("logits_scaling",)
+_CAPPED_AT = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest logit; else:
+_HALF_TOLERANCE = 5e-2
+
+
+class LogitRule(NamedTuple):
+    """``logits = softcap(scale * head(hidden))``."""
+
+    scale: float
+    softcap: float | None
+
+
+def logit_rule(config: Any) -> LogitRule:
+    """Read from a configuration of ``transformers`` what happens to the head's output.
+
+    Raises:
+        ValueError: A field asks for a loss that is not part of ours.
+    """
+    config = config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        raise ValueError(
+            f"config.output_router_logits=True of model_type={config.model_type!r} asks for the "
+            "balancing loss of the router, which HFCausalLM does not add; set it to False, or "
+            "train a mixture of experts with CausalLM"
+        )
+    scale = 1.0
+    for name in _MULTIPLIED_BY:
+        scale *= _positive(config, name) or 1.0
+    for name in _DIVIDED_BY:
+        scale /= _positive(config, name) or 1.0
+    caps = [value for name in _CAPPED_AT if (value := _positive(config, name)) is not None]
+    return LogitRule(scale, min(caps, default=None))
+
+
+def _positive(config: Any, name: str) -> float | None:
+    value = getattr(config, name, None)
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or value <= 0:
+        raise ValueError(f"config.{name}={value!r} must be a positive number")
+    return float(value)
+
+
+class Decoder:
+    """Hidden states and output head of a causal model of ``transformers``.
+
+    Args:
+        network: From `AutoModelForCausalLM`; adapters may have been injected.
+
+    Raises:
+        ValueError: Its logits are no (scaled, capped) linear function of its hidden states.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network: Any = network
+        self._rule = logit_rule(self._network.config)
+        base: Any = self._network.base_model
+        if base is network or self._network.get_output_embeddings() is None:
+            raise ValueError(f"{self._what()} has no decoder or no output embeddings")
+        parameters = inspect.signature(base.forward).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._takes = {
+            name for name in ("position_ids", "use_cache") if takes_any or name in parameters
+        }
+        self.head()  # refuses adapters on it
+        self._separates = False
+        if next(network.parameters()).device.type != "meta":
+            with evaluating(network):
+                self._check_logits()
+                self._separates = "position_ids" in self._takes and self._separates_documents()
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """What the head is applied to, scaled.
+
+        Args:
+            input_ids: (B, T) int64.
+            position_ids: (B, T) int64; unused where there are ``document_ids``.
+            document_ids: (B, T) int64; attention stays within a document. ``transformers`` takes
+                a position that does not follow on the one before for the start of a document, and
+                builds its masks, sliding windows included, accordingly.
+
+        Returns:
+            (B, T, D)
+
+        Raises:
+            ValueError: The architecture cannot keep documents apart.
+        """
+        if document_ids is not None:
+            if not self._separates:
+                raise ValueError(
+                    f"the batch has document_ids, and {self._what()} does not keep packed "
+                    "documents apart; set mask_documents=False, or pad (packing='pad')"
+                )
+            position_ids = positions_in_documents(document_ids)
+        hidden = self._base(input_ids, position_ids)
+        return hidden if self._rule.scale == 1.0 else hidden * self._rule.scale
+
+    def _base(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
+        options = {"position_ids": position_ids, "use_cache": False}
+        passed = {name: options[name] for name in self._takes if options[name] is not None}
+        return self._network.base_model(input_ids=input_ids, **passed)[0]
+
+    def head(self) -> OutputHead:
+        """The output projection as it is now.
+
+        Raises:
+            ValueError: It is no plain linear layer.
+        """
+        layer = self._network.get_output_embeddings()
+        copies = getattr(layer, "modules_to_save", None)  # PEFT's trainable copy
+        if copies is not None and len(copies):
+            layer = next(iter(copies.values()))
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(
+                f"the output embeddings of {self._what()} are a {type(layer).__name__}; the "
+                "chunked loss needs a plain linear layer. To train them beside adapters, name "
+                "them in modules_to_save, not in target_modules"
+            )
+        bias: Tensor | None = layer.bias
+        if bias is not None and self._rule.scale != 1.0:
+            bias = bias * self._rule.scale
+        return OutputHead(layer.weight, bias, self._rule.softcap)
+
+    def _what(self) -> str:
+        return f"{type(self._network).__name__} (model_type={self._network.config.model_type!r})"
+
+    def _probe_ids(self, count: int) -> Tensor:
+        size = self._network.config.get_text_config().vocab_size
+        device = next(self._network.parameters()).device
+        return (torch.arange(count, device=device)[None] * 7 + 3) % size
+
+    def _check_logits(self) -> None:
+        ids = self._probe_ids(6)
+        theirs = self._network(input_ids=ids).logits.float()
+        head = self.head()
+        hidden = self.hidden_states(ids)
+        ours = nn.functional.linear(hidden, head.weight, head.bias).float()
+        if head.logit_softcap is not None:
+            ours = torch.tanh(ours / head.logit_softcap) * head.logit_softcap
+        tolerance = _TOLERANCE.get(hidden.dtype, _HALF_TOLERANCE)
+        if (ours - theirs).abs().max() > tolerance * theirs.abs().max():
+            fields = {
+                name: value
+                for name, value in self._network.config.get_text_config().to_dict().items()
+                if value is not None and ("logit" in name or "lm_head" in name or "scal" in name)
+            }
+            raise ValueError(
+                f"the logits of {self._what()} are not its output embeddings applied to its "
+                f"hidden states, so the loss would be wrong. config.json sets {fields}; known "
+                f"here are {', '.join((*_MULTIPLIED_BY, *_DIVIDED_BY, *_CAPPED_AT))}"
+            )
+
+    def _separates_documents(self) -> bool:
+        """Whether the second of two packed documents is the same after another first one."""
+        first, second = self._probe_ids(8).chunk(2, dim=1)
+        positions = torch.arange(4, device=first.device).repeat(2)[None]
+        outputs = [
+            self._base(torch.cat((before, second), dim=1), positions)[:, 4:]
+            for before in (first, first.flip(1))
+        ]
+        return torch.equal(*outputs)
+
+
+def positions_in_documents(document_ids: Tensor) -> Tensor:
+    """Positions that start anew with each document.
+
+    Args:
+        document_ids: (B, T) int64; equal neighbours belong together.
+
+    Returns:
+        (B, T) int64
+    """
+    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    starts = torch.ones_like(document_ids, dtype=torch.bool)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode comes back afterwards."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
