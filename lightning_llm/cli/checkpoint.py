@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,8 +12,11 @@ from lightning_llm.module import CausalLM
 from lightning_llm.plugins.io import read_checkpoint
 from lightning_llm.plugins.io.sealed_file import local_path
 
+if TYPE_CHECKING:
+    from lightning_llm.interop.hf.causal_lm import HFCausalLM
 
-def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM:
+
+def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM | HFCausalLM:
     """Return the module in evaluation mode, with its tokenizer.
 
     Nothing but the file is needed: it carries the configuration and the tokenizer. It is read as
@@ -36,13 +39,17 @@ def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM:
     return module.to(target).eval()
 
 
-def _from_file(path: Path) -> CausalLM:
+def _from_file(path: Path) -> CausalLM | HFCausalLM:
     checkpoint: dict[str, Any] = read_checkpoint(path, mmap=True)
     saved = checkpoint.get(CHECKPOINT_KEY)
     if saved is None:
         raise ValueError(
             f"{path} was not written by lightning_llm.CausalLM: it has no {CHECKPOINT_KEY!r} entry"
         )
+    if "hf_config" in saved:
+        from lightning_llm.interop.hf.causal_lm import restore_hf_causal_lm
+
+        return restore_hf_causal_lm(checkpoint)
     with torch.device("meta"):
         module = CausalLM(saved["config"])
     weights = {

@@ -18,6 +18,7 @@ from lightning_llm.cli.recipe import (
     restrict_imports,
     split_allow_import,
 )
+from lightning_llm.cli.recipe_text import install_guard
 from lightning_llm.cli.resume import Resume, checkpoint_to_resume
 from lightning_llm.cli.safeguards import missing_callbacks, save_atomically
 
@@ -25,6 +26,7 @@ from lightning_llm.cli.safeguards import missing_callbacks, save_atomically
 def run_training(command: str, arguments: list[str]) -> int:
     """Parse the recipe, build data, model and trainer, and run the command."""
     register_resolvers()
+    install_guard()
     allowed, arguments = split_allow_import(arguments)
     restrict_imports(allowed)
     # The current folder is where a user's own module lies, as with `python -m`.
