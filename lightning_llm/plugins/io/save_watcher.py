@@ -1,4 +1,4 @@
-"""`SaveWatcher`: a failed asynchronous save stops the run before its next step."""
+"""`SaveWatcher`: a save that failed, or that nobody could load, stops the run in time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,29 @@ from typing import Any
 import lightning.pytorch as L
 from typing_extensions import override
 
+from lightning_llm.plugins.io.plain_data import check_plain_data
+
 
 class SaveWatcher(L.Callback):
-    """Raise the error of a save in a thread before the next micro-batch is trained on.
+    """Tell early what is wrong with the checkpoints of a run.
 
-    For `AtomicCheckpointIO(asynchronous=True)`; a checkpoint plugin without ``raise_failure`` is
-    left alone. Looks at one attribute per micro-batch.
+    Before training: hyperparameters that could be saved but not loaded again. During training:
+    the error of a save in a thread of `AtomicCheckpointIO(asynchronous=True)`, before the next
+    micro-batch; a checkpoint plugin without ``raise_failure`` is left alone. Costs a look at one
+    attribute per micro-batch.
     """
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the hyperparameters.
+
+        Raises:
+            TypeError: Some are no plain data; they are named.
+        """
+        check_plain_data(pl_module.hparams, f"the hyperparameters of {type(pl_module).__name__}")
+        data = getattr(trainer, "datamodule", None)
+        if data is not None:
+            check_plain_data(data.hparams, f"the hyperparameters of {type(data).__name__}")
 
     @override
     def on_train_batch_start(

@@ -155,3 +155,28 @@ def test_saves_of_model_checkpoint_are_all_there_at_the_end(tmp_path: Path) -> N
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"epoch=0-step=3.ckpt", "epoch=0-step=4.ckpt", "last.ckpt"}
     assert all(verify_checkpoint(p) for p in tmp_path.iterdir())
+
+
+def test_hyperparameters_that_could_not_be_loaded_stop_the_run_before_it_trains(
+    tmp_path: Path,
+) -> None:
+    class WithPath(Tiny):
+        def __init__(self, **values: Any) -> None:
+            super().__init__()
+            self.save_hyperparameters(values)
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[SaveWatcher()],
+    )
+    loader = torch.utils.data.DataLoader(torch.ones(20, 4))
+    module = WithPath(folder=tmp_path, lr=0.1, size=(1, 2), dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"of WithPath .*with: folder=.*PosixPath\)\. Save"):
+        trainer.fit(module, loader)
+    assert module.steps == 0
+    trainer.fit(WithPath(lr=0.1, names={"a": [1, None]}, dtype=torch.float16), loader)
