@@ -13,14 +13,16 @@ from lightning_llm._version import __version__
 
 if TYPE_CHECKING:
     from lightning_llm.data.text_datamodule import TextDataModule
+    from lightning_llm.interop.hf.causal_lm import HFCausalLM
     from lightning_llm.module import CausalLM
 
 _LAZY = {
     "CausalLM": "lightning_llm.module",
+    "HFCausalLM": "lightning_llm.interop.hf.causal_lm",
     "TextDataModule": "lightning_llm.data.text_datamodule",
 }
 
-__all__ = ["CausalLM", "TextDataModule", "__version__"]
+__all__ = ["CausalLM", "HFCausalLM", "TextDataModule", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

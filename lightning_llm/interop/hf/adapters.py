@@ -25,7 +25,7 @@ def with_adapters(network: nn.Module, peft: Any) -> nn.Module:
         ValueError: An unknown ``peft_type``, or one that does more than add adapters to layers.
     """
     try:
-        from peft import PeftConfig, get_peft_model
+        from peft import PeftConfig, PeftType, get_peft_model
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     except ImportError as error:
         raise ModuleNotFoundError(
@@ -39,7 +39,7 @@ def with_adapters(network: nn.Module, peft: Any) -> nn.Module:
                 str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING
             )
             raise ValueError(f"peft: peft_type={kind!r} is not one of {', '.join(known)}")
-        peft = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**fields)
+        peft = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)](**fields)
     if not isinstance(peft, PeftConfig):
         raise TypeError(f"peft must be a mapping or a peft.PeftConfig, got {type(peft).__name__}")
     if peft.is_prompt_learning:

@@ -70,8 +70,9 @@ def generate_with_transformers(
         options |= {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 1.0}
     if num_beams > 1:
         options["length_penalty"] = length_penalty
-    if stops:
-        options |= {"stop_strings": stops, "tokenizer": tokenizer}
+    stopper = StopStrings(tokenizer, stops) if stops else None
+    if stopper is not None:
+        options["stopping_criteria"] = _criteria(stopper, input_ids.shape[1])
     devices = [input_ids.device] if input_ids.device.type == "cuda" else []
     with evaluating(network), torch.random.fork_rng(devices, enabled=seed is not None):
         if seed is not None:
@@ -80,13 +81,22 @@ def generate_with_transformers(
     new = whole[:, input_ids.shape[1] :]
     if isinstance(prompts, Tensor):
         return torch.cat((prompts, new.to(prompts.device)), dim=1)
-    stopper = StopStrings(tokenizer, stops) if stops else None
     texts = []
     for prompt, row in zip(ids, new.tolist(), strict=True):
         end = next((i for i, token in enumerate(row) if token in eos), len(row))
         text = decode_continuation(tokenizer, prompt, row[:end])
         texts.append(text if stopper is None else stopper.cut(text))
     return texts
+
+
+def _criteria(stopper: StopStrings, prompt_length: int) -> Any:
+    """Stop strings by decoding: those of ``transformers`` know only tokenizers of some kinds."""
+    from transformers import StoppingCriteriaList
+
+    def stops(input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return stopper.hits(input_ids[:, prompt_length:])
+
+    return StoppingCriteriaList([stops])  # type: ignore[list-item]
 
 
 def _left_padded(

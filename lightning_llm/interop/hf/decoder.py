@@ -76,10 +76,11 @@ class Decoder:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network: Any = network
-        self._rule = logit_rule(self._network.config)
-        base: Any = self._network.base_model
-        if base is network or self._network.get_output_embeddings() is None:
+        model: Any = network
+        self._network = model
+        self._rule = logit_rule(model.config)
+        base = model.base_model
+        if base is model or model.get_output_embeddings() is None:
             raise ValueError(f"{self._what()} has no decoder or no output embeddings")
         parameters = inspect.signature(base.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
