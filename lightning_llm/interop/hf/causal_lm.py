@@ -58,7 +58,7 @@ class HFCausalLM(LanguageModule):
         self,
         name_or_path: str | Path | dict[str, Any],
         *,
-        peft: Any = None,
+        peft: dict[str, Any] | Any | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         vocab_size: int | None = None,
