@@ -81,7 +81,7 @@ TIERS = {
     ),
     "cli": tier(
         f"{ALL_BUT_CLI} steps language module",
-        "numpy lightning",
+        "numpy lightning yaml",
         lazy="omegaconf jsonargparse transformers safetensors",
     ),
     "__init__": tier("_version module data interop"),
