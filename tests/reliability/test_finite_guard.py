@@ -17,7 +17,7 @@ from lightning_llm.callbacks.finite_guard import NonFiniteError
 from lightning_llm.data import TokenStore, TokenStoreWriter
 from lightning_llm.data.loader import TokenLoader
 from lightning_llm.data.packing import ConcatWindows
-from lightning_llm.optim import Muon
+from lightning_llm.optim import AdamW, Muon
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
@@ -35,6 +35,7 @@ def muon_groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
     "fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "ours": lambda p: AdamW(p, lr=0.01, fused=True),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=0.1),
     "muon": lambda p: Muon(muon_groups(list(p)), lr=0.01),
 }

@@ -113,3 +113,14 @@ def test_a_requeued_job_is_saved_where_it_looks_and_requeued(
 def test_an_unknown_signal_is_named() -> None:
     with pytest.raises(ValueError, match="no SIGNOTHING"):
         Preemption(signals=("SIGTERM", "SIGNOTHING"))
+
+
+@pytest.mark.distributed
+def test_a_dead_rank_ends_the_others(tmp_path: Path) -> None:
+    ranks = start_ranks("preempted_ranks.py", 2, str(tmp_path), "1")
+    wait_for_batch(ranks[1], 3)
+    ranks[1].kill()
+    output, _ = ranks[0].communicate(timeout=60)
+    assert ranks[0].returncode not in (0, 143)
+    assert "Connection closed by peer" in output or "Connection reset by peer" in output
+    ranks[1].communicate()
