@@ -15,7 +15,8 @@ Recipe = Literal["tensorwise", "rowwise"]
 
 # What the kernels ask of every extent but the rows of the left factor.
 ALIGNMENT = 16
-_SMALLEST_MAXIMUM = 1e-12  # so that a tensor of zeros has a scale
+# A tensor of zeros needs a scale too. Gradients per token are tiny: 1e-12 would be too large.
+_SMALLEST_MAXIMUM = 1e-30
 
 
 class Quantized(NamedTuple):
@@ -130,7 +131,7 @@ class Float8Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (..., K) to (..., N)."""
         x = input.flatten(0, -2)  # (M, K)
-        if x.shape[0] % ALIGNMENT:
+        if x.shape[0] == 0 or x.shape[0] % ALIGNMENT:
             bias = None if self.bias is None else self.bias.to(torch.bfloat16)
             return F.linear(input.to(torch.bfloat16), self.weight.to(torch.bfloat16), bias)
         product = _TensorwiseProduct if self.recipe == "tensorwise" else _RowwiseProduct
