@@ -87,6 +87,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "norm_topk_prob": False,
         },
     ),
+    "stablelm": ("stablelm", {**_GROUPED, "use_qkv_bias": True}),
+    "stablelm-parallel": (
+        "stablelm",
+        {**_GROUPED, "use_parallel_residual": True, "partial_rotary_factor": 0.5},
+    ),
+    "gpt_neox": ("gpt_neox", {**_SMALL, "hidden_act": "gelu_pytorch_tanh"}),
+    "gpt_neox-serial": (
+        "gpt_neox",
+        {
+            **_SMALL,
+            "hidden_act": "gelu_new",
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "rotary_pct": 1.0,
+        },
+    ),
 }
 
 

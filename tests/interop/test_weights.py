@@ -249,3 +249,25 @@ def test_missing_and_left_over_weights_are_named() -> None:
     config = from_hf_config(hf_config)
     with pytest.raises(ValueError, match=r"missing .*blocks\.0\.attention\.out\.weight"):
         to_hf_state_dict(config, {"embedding.weight": torch.zeros(96, 64)})
+
+
+@pytest.mark.parametrize(
+    ("hf_config", "match"),
+    [
+        ({"model_type": "gpt_neox"}, "hidden_act='gelu' of model_type='gpt_neox'"),
+        ({"model_type": "stablelm", "qk_layernorm": True}, "qk_layernorm=True"),
+        (
+            {
+                "model_type": "stablelm",
+                "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+            },
+            "scale the positions",
+        ),
+        ({"model_type": "bloom"}, "HFCausalLM trains any architecture"),
+    ],
+)
+def test_values_of_other_families_without_counterpart(
+    hf_config: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        from_hf_config(hf_config)

@@ -54,3 +54,26 @@ def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
         "rope_theta": float(parameters["rope_theta"]),
         "rope_scaling": None if kind == "default" else {"rope_type": kind, **scaling},
     }
+
+
+def partial_rope_to_hf(config: TransformerConfig) -> dict[str, Any]:
+    """The same with ``rotary_fraction``, for architectures that rotate a part of each head."""
+    parameters = rope_to_hf(config)["rope_parameters"]
+    fraction = {"partial_rotary_factor": config.rotary_fraction}
+    return {"rope_parameters": {**parameters, **fraction}}
+
+
+def partial_rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`partial_rope_to_hf`.
+
+    Raises:
+        ValueError: The positions are scaled.
+    """
+    found = rope_from_hf(hf)
+    if found["rope_scaling"] is not None:
+        raise ValueError(
+            f"config.json: rope_parameters={hf['rope_parameters']} of model_type="
+            f"{hf.get('model_type')!r} scale the positions, which has no counterpart here"
+        )
+    fraction = hf["rope_parameters"].get("partial_rotary_factor", 1.0)
+    return {**found, "rotary_fraction": float(fraction)}

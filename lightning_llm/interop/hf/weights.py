@@ -166,9 +166,10 @@ def _stored_names(
     for name in tensors:
         if name.endswith(_DERIVED_SUFFIXES):
             continue
-        if name == "lm_head.weight":
+        in_memory = family.stored_as.get(name, name)
+        if in_memory == "lm_head.weight":
             if not config.tie_embeddings:
-                names[name] = name
+                names[in_memory] = name
             continue
         names[family.base_prefix + name if base else name] = name
     return names
@@ -180,7 +181,7 @@ def _family_named(hf_config: Mapping[str, Any]) -> Family:
         raise ValueError(
             f"config.json: model_type={model_type!r} (architectures="
             f"{hf_config.get('architectures')}) has no weight table here; "
-            f"supported: {', '.join(FAMILIES)}"
+            f"supported: {', '.join(FAMILIES)}. HFCausalLM trains any architecture of transformers"
         )
     return FAMILIES[model_type]
 
