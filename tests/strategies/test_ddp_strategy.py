@@ -1,7 +1,9 @@
-"""`DDPStrategy` on two ranks: compiled and checkpointed replicas train like plain ones."""
+"""`DDPStrategy` on two ranks: compiled, checkpointed and bfloat16 replicas."""
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import torch._dynamo.config as dynamo
+import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from strategy_models import VOCAB, loader, trainer
 from torch._dynamo.utils import counters
@@ -21,21 +24,8 @@ from lightning_llm.strategies import DDPStrategy
 CONFIG = TransformerConfig(vocab_size=VOCAB, max_seq_len=16, n_layers=3, dim=32, n_heads=4)
 
 
-class SaveResults(L.Callback):
-    """Writes the weights that each rank ends with, and what the compiler did."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        results = {
-            "weights": module.state_dict(),
-            "masters": trainer.precision_plugin.state_dict().get("masters", {}),
-            "graphs": counters["stats"]["unique_graphs"],
-            "breaks": len(counters["graph_break"]),
-            "splits": dynamo.optimize_ddp,
-        }
-        torch.save(results, self.directory / f"{trainer.global_rank}.pt")
+def sgd(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
 
 
 class RankDependent(CausalLM):
@@ -48,52 +38,96 @@ class RankDependent(CausalLM):
                 parameter.add_(0.01 * self.global_rank)
 
 
-def fit(directory: Path, strategy: LightningDDPStrategy, **options: Any) -> list[dict[str, Any]]:
-    """What both ranks saved."""
-    directory.mkdir()
+class Results(L.Callback):
+    """What the rank ends with, and what the compiler did."""
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        masters = trainer.precision_plugin.state_dict().get("masters", {})
+        self.found = {
+            "weights": {name: weight.clone() for name, weight in module.state_dict().items()},
+            "masters": {name: master.clone() for name, master in masters.items()},
+            "graphs": counters["stats"]["unique_graphs"],
+            "breaks": len(counters["graph_break"]),
+            "split": dynamo.optimize_ddp,
+        }
+
+
+def fit(**options: Any) -> dict[str, Any]:
     torch.manual_seed(3)
-    module = RankDependent(CONFIG, optimizer=momentum_sgd)
-    options = {"strategy": strategy, "devices": 2, "callbacks": [SaveResults(directory)]} | options
-    trainer(**options).fit(module, loader())
+    results = Results()
+    runner = trainer(devices=2, callbacks=[results], **options)
+    runner.fit(RankDependent(CONFIG, optimizer=sgd), loader())
+    return {**results.found, "split afterwards": dynamo.optimize_ddp}
+
+
+def all_runs(rank: int, port: int, directory: Path) -> None:
+    """Runs of one rank, one after the other: starting processes is what takes long."""
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    torch.set_num_threads(1)
+    compiled = {"compile": {"backend": "aot_eager"}, "activation_checkpointing": "selective"}
+    two = {"accumulate_grad_batches": 2}
+    runs = {
+        "plain": fit(strategy=LightningDDPStrategy()),
+        "compiled": fit(strategy=DDPStrategy(**compiled)),
+        "accumulated": fit(strategy=LightningDDPStrategy(), **two),
+    }
+    for mode in ("master", "stochastic_rounding"):
+        plugin = MasterWeightsPrecision(mode)  # type: ignore[arg-type]
+        runs[mode] = fit(strategy=DDPStrategy(), plugins=[plugin], **two)
+    torch.save(runs, directory / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(all_runs, args=(port, directory), nprocs=2)
     return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def momentum_sgd(groups: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_compiled_replicas_train_like_plain_ones(tmp_path: Path) -> None:
-    plain = LightningDDPStrategy(start_method="spawn")
-    ours = DDPStrategy(
-        start_method="spawn",
-        compile={"backend": "aot_eager"},
-        activation_checkpointing="selective",
-    )
-    expected = fit(tmp_path / "plain", plain)
-    found = fit(tmp_path / "ours", ours)
-    assert list(found[0]["weights"]) == list(expected[0]["weights"])
-    for name, weight in expected[0]["weights"].items():
-        torch.testing.assert_close(found[0]["weights"][name], weight, rtol=1e-5, atol=1e-6)
-        assert torch.equal(found[0]["weights"][name], found[1]["weights"][name])
-    assert (found[0]["graphs"], found[0]["breaks"], found[0]["splits"]) == (1, 0, False)
+def test_compiled_replicas_train_like_plain_ones(ranks: list[dict[str, Any]]) -> None:
+    plain, compiled = ranks[0]["plain"], ranks[0]["compiled"]
+    assert list(compiled["weights"]) == list(plain["weights"])
+    for name, weight in plain["weights"].items():
+        torch.testing.assert_close(compiled["weights"][name], weight, rtol=1e-5, atol=1e-6)
+    assert (compiled["graphs"], compiled["breaks"]) == (1, 0)
+    assert compiled["split"] is False
+    assert compiled["split afterwards"] == plain["split"]
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["plain", "compiled", "master", "stochastic_rounding"])
+def test_replicas_stay_alike(ranks: list[dict[str, Any]], run: str) -> None:
+    first, second = (rank[run] for rank in ranks)
+    assert bool(first["masters"]) == (run == "master")
+    for part in ("weights", "masters"):
+        for name, weight in first[part].items():
+            assert torch.equal(weight, second[part][name]), f"{part}: {name}"
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["master", "stochastic_rounding"])
-def test_replicas_in_bfloat16_stay_alike(tmp_path: Path, mode: Any) -> None:
-    first, second = fit(
-        tmp_path / "run",
-        DDPStrategy(start_method="spawn"),
-        plugins=[MasterWeightsPrecision(mode)],
-        accumulate_grad_batches=2,
-    )
-    for part in ("weights", "masters"):
-        for name, weight in first[part].items():
-            assert torch.equal(weight, second[part][name]), f"{part}: {name}"
-    assert first["weights"]["model.embedding.weight"].dtype == torch.bfloat16
+def test_bfloat16_replicas_learn_what_float32_ones_do(ranks: list[dict[str, Any]], mode: str) -> None:
+    plain, rounded = ranks[0]["accumulated"]["weights"], ranks[0][mode]["weights"]
+    for name, weight in plain.items():
+        assert rounded[name].dtype == torch.bfloat16
+        assert (rounded[name].float() - weight).norm() < 0.02 * weight.norm()
 
 
 def test_options_of_both_parents_are_taken() -> None:
