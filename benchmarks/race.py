@@ -123,7 +123,9 @@ class _Worker:
         self._pending = b""
         content = {**asdict(task), "pace": asdict(pace)}
         (folder / "task.json").write_text(json.dumps(content), encoding="utf-8")
-        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        variables = {**os.environ, **environment}
+        paths = [str(ROOT), variables.get("PYTHONPATH", "")]
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._started = time.perf_counter()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -135,11 +137,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=folder,
-                env={
-                    **os.environ,
-                    **environment,
-                    "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-                },
+                env=variables,
             )
         self.row: Row = {
             "label": task.label,

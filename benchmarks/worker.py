@@ -69,6 +69,8 @@ def versions() -> dict[str, str]:
 
 def prepare_device(device: str, threads: int | None) -> None:
     """Give every contender the same threads and matrix precision."""
+    if device == "cpu" and not threads:
+        return
     import torch
 
     if threads:
