@@ -134,7 +134,7 @@ class BLEUMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._add(trainer, "validation_step", outputs, batch, batch_idx, dataloader_idx)
+        self._add(trainer, pl_module, "validation_step", outputs, batch, batch_idx, dataloader_idx)
 
     @override
     def on_test_batch_end(
@@ -146,7 +146,7 @@ class BLEUMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._add(trainer, "test_step", outputs, batch, batch_idx, dataloader_idx)
+        self._add(trainer, pl_module, "test_step", outputs, batch, batch_idx, dataloader_idx)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -167,6 +167,7 @@ class BLEUMonitor(Callback):
     def _add(
         self,
         trainer: Trainer,
+        pl_module: LightningModule,
         step: str,
         outputs: Any,
         batch: Any,
@@ -180,6 +181,8 @@ class BLEUMonitor(Callback):
             if len(self._segments) == 1:
                 raise ValueError(self._problem)
             return
+        if any(segment.prediction is None for segment in segments):
+            check_can_generate(pl_module, self.generate_fn, "BLEUMonitor")
         self._largest_batch = max(self._largest_batch, len(segments))
         padding = self._padding[index] if self._padding else None
         padded = padding.batch(batch_idx) if padding is not None else None
@@ -245,7 +248,6 @@ class BLEUMonitor(Callback):
             start = sum(len(note.prompts) for note in notes[:rank])
         if not prompts:
             return
-        check_can_generate(pl_module, self.generate_fn, "BLEUMonitor")
         size = self.batch_size or max(note.batch_size for note in notes)
         # The longest first: if memory does not suffice, that shows at once.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)

@@ -178,8 +178,10 @@ def test_a_module_that_cannot_generate() -> None:
     class Mute(Bigram):
         def validation_step(self, batch: Any, batch_idx: int) -> None: ...
 
+    run = trainer(callbacks=[BLEUMonitor()], num_sanity_val_steps=1)
     with pytest.raises(TypeError, match=r"BLEUMonitor calls generate\(prompts, \.\.\.\)"):
-        validate(Mute(), BLEUMonitor(), corpus_loader(make_corpus(2)))
+        run.fit(Mute(), loader(make_rows(2)), corpus_loader(make_corpus(2)))
+    assert run.global_step == 0  # found in the sanity check
 
 
 def test_lists_of_references_turned_inside_out() -> None:
