@@ -16,11 +16,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "rope": {"n_kv_heads": 2},
     "learned": {"positions": "learned", "norm": "layernorm", "mlp": "gelu"},
     "sinusoidal": {"positions": "sinusoidal"},
-    "alibi": {"positions": "alibi"},
+    "alibi": {"positions": "alibi", "n_kv_heads": 2},
     "none": {"positions": "none"},
-    "windows": {"sliding_window": 5, "sliding_window_pattern": 2},
+    "windows": {"sliding_window": 5, "sliding_window_pattern": 2, "n_kv_heads": 1},
     "softcap": {"logit_softcap": 2.0, "tie_embeddings": False},
-    "cosine": {"attention_score": "cosine"},
+    "cosine": {"attention_score": "cosine", "n_kv_heads": 2},
     "experts": {"n_experts": 3},
 }
 
