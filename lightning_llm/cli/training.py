@@ -175,7 +175,9 @@ def _probe_output(trainer: L.Trainer) -> None:
     """Fail now, not after an hour, when a folder the run will write to cannot be written."""
     folders = {Path(trainer.default_root_dir)}
     folders |= {
-        Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)
+        Path(folder)
+        for callback in trainer.checkpoint_callbacks
+        if (folder := getattr(callback, "dirpath", None))
     }
     folders |= {Path(log.save_dir) for log in trainer.loggers if log.save_dir}
     if not trainer.is_global_zero:
