@@ -98,6 +98,7 @@ class Pacer:
         if self._count == self.pace.warmup:
             self._synchronize()
             units = float(self.units_per_step)
+            self._memory.release()
             self._report({"event": "ready", "units_per_step": units, **self._read(), **self.facts})
             self._next_turn()
             return
