@@ -56,6 +56,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granite": {"model_type": "granite", **_GROUPED, "logits_scaling": 0.25},
     "cohere": {"model_type": "cohere", **_GROUPED, "logit_scale": 3.0},
     "gpt_neox": {"model_type": "gpt_neox", **_SMALL},
+    "granitemoe": {
+        "model_type": "granitemoe",
+        **_GROUPED,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "logits_scaling": 2.0,
+    },
     "phi": {"model_type": "phi", **_SMALL},  # bias on the head
 }
 

@@ -77,7 +77,7 @@ def test_positions_start_anew() -> None:
     assert positions_in_documents(ids).tolist() == wanted
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma2", "gpt_neox", "granitemoe"])
 def test_packed_documents_do_not_see_each_other(name: str) -> None:
     lm = module(name).eval()
     documents = [torch.randint(2, VOCAB, (length,)) for length in (5, 1, 7)]
