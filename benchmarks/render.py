@@ -77,8 +77,8 @@ def write_page(results: Path, docs: Path) -> Path:
         if not result["settings"]["quick"]:
             machine = result["machine"]
             hardware = f"{machine.get('gpu', '')}{machine['cpu']}"
-            parts = map(str, result["settings"]["name_parts"])
-            shown[(result["kind"], hardware, *parts)] = result
+            names = map(str, result["settings"]["name_parts"])
+            shown[(result["kind"], hardware, *names)] = result
     if not shown:
         raise ValueError(f"{results} holds no result that is worth a page (quick runs are not)")
     charts = docs / "assets" / "benchmarks"

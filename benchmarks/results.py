@@ -53,7 +53,7 @@ def write_result(result: dict[str, Any], folder: Path = FOLDER) -> Path:
     """Write a result under a name made of its date and what was measured; returns the path."""
     parts = [result["kind"], *result["settings"].get("name_parts", [])]
     words = [re.sub(r"[^A-Za-z0-9.]+", "-", str(part)).strip("-") for part in parts]
-    stamp = result["date"][:16].replace(":", "")
+    stamp = result["date"][:19].replace(":", "")
     path = folder / f"{stamp}_{'_'.join(words)}.json"
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("x", encoding="utf-8") as file:

@@ -152,17 +152,15 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Opti
 
 def batches(options: TrainOptions, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (inputs, targets) on the device: what a loop without a framework costs at least."""
-    tokens = random_tokens(options).split(options.rows)
-    targets = [shifted(batch) for batch in tokens]
-    on_gpu = options.device == "cuda"
-    if on_gpu:
-        tokens, targets = ([batch.pin_memory() for batch in side] for side in (tokens, targets))
+    inputs = list(random_tokens(options).split(options.rows))
+    targets = [shifted(batch) for batch in inputs]
+    if options.device == "cuda":
+        inputs, targets = ([batch.pin_memory() for batch in side] for side in (inputs, targets))
     for step in range(steps):
-        place = step % len(tokens)
-        pair = tokens[place], targets[place]
-        yield (
-            tuple(batch.to(options.device, non_blocking=True) for batch in pair) if on_gpu else pair
-        )
+        place = step % len(inputs)
+        # On a CPU they lie there already, and nothing is copied.
+        pair = (side[place].to(options.device, non_blocking=True) for side in (inputs, targets))
+        yield next(pair), next(pair)
 
 
 def bare_loop(

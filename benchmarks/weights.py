@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.training import TrainOptions
+from lightning_llm.models import Transformer, TransformerConfig
 
 
-def our_model(options: TrainOptions) -> nn.Module:
+def our_model(options: TrainOptions) -> Transformer:
     """Our Transformer, on the CPU in float32; the others start from its weights."""
-    from lightning_llm.models import Transformer, TransformerConfig
-
     torch.manual_seed(options.seed)
     return Transformer(TransformerConfig(**options.work.model))
 
@@ -24,12 +25,11 @@ def hugging_face_weights(options: TrainOptions) -> dict[str, Tensor]:
     return to_hf_state_dict(model.config, model.state_dict())
 
 
-def hugging_face_model(options: TrainOptions) -> nn.Module:
+def hugging_face_model(options: TrainOptions) -> Any:
     """`transformers`' model in training mode, in float32 on the CPU, as `from_config` builds it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from lightning_llm.interop.hf import to_hf_config
-    from lightning_llm.models import TransformerConfig
 
     fields = to_hf_config(TransformerConfig(**options.work.model))
     config = AutoConfig.for_model(**fields)

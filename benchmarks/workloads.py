@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-_GPT2 = {
+_GPT2: dict[str, Any] = {
     "positions": "learned",
     "norm": "layernorm",
     "mlp": "gelu",
@@ -13,7 +13,12 @@ _GPT2 = {
     "attention_bias": True,
     "tie_embeddings": True,
 }
-_LLAMA = {"positions": "rope", "norm": "rmsnorm", "mlp": "swiglu", "tie_embeddings": False}
+_LLAMA: dict[str, Any] = {
+    "positions": "rope",
+    "norm": "rmsnorm",
+    "mlp": "swiglu",
+    "tie_embeddings": False,
+}
 
 
 @dataclass(frozen=True)
@@ -42,42 +47,54 @@ class Workload:
         return self.model["positions"] == "learned"
 
 
-def _workload(
-    name: str,
-    family: dict[str, Any],
-    seq_len: int,
-    batch: int,
-    batch_cuda: int,
-    about: str,
-    **model: Any,
-) -> Workload:
-    return Workload(
-        name, {**family, "max_seq_len": seq_len, **model}, seq_len, batch, batch_cuda, about
-    )
+def _sizes(**fields: int) -> dict[str, int]:
+    return fields
 
 
 _ALL = [
-    _workload(
-        *("S", _GPT2, 256, 8, 64, "GPT-2, 6 x 384, 6 heads, vocabulary 4,096, context 256"),
-        **{"n_layers": 6, "dim": 384, "n_heads": 6, "vocab_size": 4096},
+    Workload(
+        "S",
+        _GPT2 | _sizes(n_layers=6, dim=384, n_heads=6, vocab_size=4096, max_seq_len=256),
+        seq_len=256,
+        batch=8,
+        batch_cuda=64,
+        about="GPT-2, 6 x 384, 6 heads, vocabulary 4,096, context 256",
     ),
-    _workload(
-        *("M", _LLAMA, 512, 4, 32, "Llama, 8 x 512, 8/4 heads, vocabulary 32,000, context 512"),
-        **{"n_layers": 8, "dim": 512, "n_heads": 8, "n_kv_heads": 4},
-        **{"hidden_dim": 1408, "vocab_size": 32000},
+    Workload(
+        "M",
+        _LLAMA
+        | _sizes(n_layers=8, dim=512, n_heads=8, n_kv_heads=4, hidden_dim=1408)
+        | _sizes(vocab_size=32000, max_seq_len=512),
+        seq_len=512,
+        batch=4,
+        batch_cuda=32,
+        about="Llama, 8 x 512, 8/4 heads, vocabulary 32,000, context 512",
     ),
-    _workload(
-        *("L", _GPT2, 1024, 1, 32, "GPT-2 124M, context 1,024"),
-        **{"n_layers": 12, "dim": 768, "n_heads": 12, "vocab_size": 50257},
+    Workload(
+        "L",
+        _GPT2 | _sizes(n_layers=12, dim=768, n_heads=12, vocab_size=50257, max_seq_len=1024),
+        seq_len=1024,
+        batch=1,
+        batch_cuda=32,
+        about="GPT-2 124M, context 1,024",
     ),
-    _workload(
-        *("tiny", _GPT2, 16, 2, 2, "GPT-2, 2 x 32: for tests"),
-        **{"n_layers": 2, "dim": 32, "n_heads": 2, "vocab_size": 128},
+    Workload(
+        "tiny",
+        _GPT2 | _sizes(n_layers=2, dim=32, n_heads=2, vocab_size=128, max_seq_len=16),
+        seq_len=16,
+        batch=2,
+        batch_cuda=2,
+        about="GPT-2, 2 x 32: for tests",
     ),
-    _workload(
-        *("tiny-llama", _LLAMA, 16, 2, 2, "Llama, 2 x 32: for tests"),
-        **{"n_layers": 2, "dim": 32, "n_heads": 4, "n_kv_heads": 2},
-        **{"hidden_dim": 64, "vocab_size": 128},
+    Workload(
+        "tiny-llama",
+        _LLAMA
+        | _sizes(n_layers=2, dim=32, n_heads=4, n_kv_heads=2, hidden_dim=64)
+        | _sizes(vocab_size=128, max_seq_len=16),
+        seq_len=16,
+        batch=2,
+        batch_cuda=2,
+        about="Llama, 2 x 32: for tests",
     ),
 ]
 WORKLOADS = {workload.name: workload for workload in _ALL}

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.pacing import Pacer, UnavailableError
 from benchmarks.training import TrainOptions, bare_loop
@@ -39,7 +39,7 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
     bare_loop(model, loss_of, settings, pacer)
 
 
-def build_model(work: Workload) -> nn.Module:
+def build_model(work: Workload) -> Any:
     """Its model at the workload's sizes; for GPT-2 the nearest it has."""
     from litgpt import GPT, Config
 

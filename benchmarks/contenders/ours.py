@@ -14,6 +14,7 @@ from benchmarks.pacing import Pacer
 from benchmarks.training import TrainOptions, optimizer_arguments
 from lightning_llm import CausalLM
 from lightning_llm.losses import linear_cross_entropy_reference
+from lightning_llm.models import TransformerConfig
 from lightning_llm.steps import targets_of
 
 
@@ -54,7 +55,7 @@ def build_module(options: TrainOptions) -> CausalLM:
     whole_logits = "whole_logits" in options.extras
     torch.manual_seed(options.seed)
     return (WholeLogitsLM if whole_logits else CausalLM)(
-        dict(options.work.model),
+        TransformerConfig(**options.work.model),
         optimizer=partial(torch.optim.AdamW, **optimizer_arguments(options)),
     )
 

@@ -85,7 +85,7 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
             pacer.step_done()
 
 
-Decode = Callable[[Tensor, int], Tensor]
+Decode = Callable[[Tensor, int], Any]
 
 
 def _ours(options: TrainOptions) -> Decode:

@@ -99,6 +99,7 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
     from lightning_llm.data import TokenStore
     from lightning_llm.data.loader import TokenLoader
     from lightning_llm.data.packing import PackedDocuments
+    from lightning_llm.models import TransformerConfig
 
     work, on = WORKLOADS[options["workload"]], set(options["techniques"])
     rows = PackedDocuments(
@@ -114,7 +115,7 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
     pacer.units_per_step = options["batch"] * work.seq_len * rows.fill_fraction
     torch.manual_seed(1)
     module = (CausalLM if "chunked_loss" in on else WholeLogitsLM)(
-        dict(work.model), optimizer=_optimizer(fused="fused_optimizer" in on)
+        TransformerConfig(**work.model), optimizer=_optimizer(fused="fused_optimizer" in on)
     )
     Trainer(
         accelerator="gpu" if options["device"] == "cuda" else "cpu",

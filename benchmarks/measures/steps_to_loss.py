@@ -99,6 +99,7 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
     from lightning_llm.data import TokenStore
     from lightning_llm.data.loader import TokenLoader
     from lightning_llm.data.packing import ConcatWindows
+    from lightning_llm.models import TransformerConfig
     from lightning_llm.optim import AdamW, Muon, WarmupStableDecay
 
     optimizer = {"adamw": AdamW, "muon": Muon}[options["optimizer"]]
@@ -112,13 +113,13 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
     )
     pacer.units_per_step = 1
     torch.manual_seed(options["seed"])
-    config = {
-        "vocab_size": BYTES,
-        "max_seq_len": options["seq_len"],
-        "n_layers": options["layers"],
-        "dim": options["dim"],
-        "n_heads": options["dim"] // 32,
-    }
+    config = TransformerConfig(
+        vocab_size=BYTES,
+        max_seq_len=options["seq_len"],
+        n_layers=options["layers"],
+        dim=options["dim"],
+        n_heads=options["dim"] // 32,
+    )
     module = CausalLM(
         config,
         optimizer=lambda groups: optimizer(groups, lr=options["lr"]),

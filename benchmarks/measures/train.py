@@ -38,6 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def plan(args: Namespace, folder: Path) -> list[Plan]:
     """Plan one race."""
     labels = SETS.get(args.contenders, args.contenders).split(",")
+    chosen = args.contenders if args.contenders in SETS else "chosen"
     options = {
         "workload": args.workload,
         "precision": args.precision,
@@ -49,7 +50,7 @@ def plan(args: Namespace, folder: Path) -> list[Plan]:
     work = WORKLOADS[args.workload]
     default_batch = work.batch_cuda if args.device == "cuda" else work.batch
     settings = {
-        "name_parts": [args.workload, args.precision, args.device, args.allocator],
+        "name_parts": [args.workload, args.precision, args.device, args.allocator, chosen],
         "workload": args.workload,
         "precision": args.precision,
         "optimizer": f"AdamW {args.optimizer}",

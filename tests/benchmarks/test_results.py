@@ -116,7 +116,7 @@ def test_a_chart_is_well_formed_and_to_scale() -> None:
 
 def test_files_are_not_overwritten_and_schemas_are_checked(tmp_path: Path) -> None:
     path = write_result(result(), tmp_path)
-    assert path.name == "2030-01-02T0304_run_S_32-true.json"
+    assert path.name == "2030-01-02T030405_run_S_32-true.json"
     with pytest.raises(FileExistsError):
         write_result(result(), tmp_path)
     assert read_results(tmp_path)[0]["rows"][1]["ratio"] == 2.0
