@@ -165,6 +165,12 @@ class CausalLM(LanguageModule):
         if self._trainer is not None:
             self._trainer.strategy.barrier("save_pretrained")
 
+    def check_export(self, directory: str | Path) -> None:
+        """Raise now what `save_pretrained` would raise after training; HFExport asks first."""
+        from lightning_llm.interop.hf import check_export
+
+        check_export(self.config, directory)
+
     # ------------------------------------------------------------------ checkpoints
 
     def checkpoint_entry(self) -> dict[str, Any]:

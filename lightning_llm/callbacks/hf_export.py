@@ -18,7 +18,8 @@ class HFExport(Callback):
 
     All ranks make the call, since gathering sharded weights takes all of them; the module is
     expected to write on rank zero only. What would fail after days of training is checked before
-    the first step: that the module can export and that the directory can be written.
+    the first step: that the module can export, that the directory can be written, and what the
+    module's own ``check_export(directory)`` finds, where it has one.
 
     Args:
         directory: Where to write. By default ``hf`` in the logger's directory, or ``hf_export``
@@ -49,6 +50,8 @@ class HFExport(Callback):
                 "export_fn(pl_module, directory)."
             )
         directory = self._resolved(trainer)  # on every rank: it may broadcast
+        if self.export_fn is None and callable(getattr(pl_module, "check_export", None)):
+            pl_module.check_export(directory)  # type: ignore[operator]
         if trainer.is_global_zero:
             _probe(directory)
 

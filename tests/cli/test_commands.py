@@ -311,3 +311,15 @@ def test_unknown_command_and_device(trained: Path, capsys: Any) -> None:
     checkpoint = str(trained / "run" / "checkpoints" / "model.ckpt")
     command = ["generate", "--checkpoint", checkpoint, "--prompt", "x", "--device", "quantum"]
     assert "quantum" in run_badly(command, capsys)
+
+
+def test_what_cannot_be_exported_is_refused_before_training(folder: Path, capsys: Any) -> None:
+    changed = recipe(folder)
+    export = {"class_path": "lightning_llm.callbacks.HFExport"}
+    changed["trainer"]["callbacks"].append(export)
+    changed["model"]["init_args"]["config"]["positions"] = "alibi"
+    (folder / "changed.yaml").write_text(yaml.safe_dump(changed))
+    errors = run_badly(["fit", "--config", str(folder / "changed.yaml")], capsys)
+    assert "positions" in errors
+    assert "alibi" in errors
+    assert not (folder / "run" / "checkpoints" / "model.ckpt").exists()

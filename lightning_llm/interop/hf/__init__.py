@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_llm.interop.hf.export import save_pretrained
+from lightning_llm.interop.hf.export import check_export, save_pretrained
 from lightning_llm.interop.hf.family import ExportError
 from lightning_llm.interop.hf.load import Pretrained, load_pretrained
 from lightning_llm.interop.hf.tokenizer import pack_tokenizer, unpack_tokenizer
@@ -15,6 +15,7 @@ from lightning_llm.interop.hf.weights import (
 
 __all__ = [
     "save_pretrained",
+    "check_export",
     "load_pretrained",
     "Pretrained",
     "ExportError",

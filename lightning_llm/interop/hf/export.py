@@ -80,6 +80,17 @@ def save_pretrained(
         folder.rename(target)
 
 
+def check_export(config: TransformerConfig, directory: str | Path) -> None:
+    """Refuse now what `save_pretrained` would refuse after training.
+
+    Raises:
+        ExportError: No Hugging Face architecture expresses the configuration; names the fields.
+        FileExistsError: ``directory`` holds something else than an earlier export.
+    """
+    to_hf_config(config)
+    _refuse_foreign(Path(directory).resolve())
+
+
 def _refuse_foreign(target: Path) -> None:
     if not target.exists():
         return
