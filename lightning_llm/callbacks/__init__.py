@@ -10,11 +10,13 @@ from lightning_llm.callbacks.perplexity_monitor import PerplexityMonitor
 from lightning_llm.callbacks.preemption import Preemption
 from lightning_llm.callbacks.random_state import RandomState
 from lightning_llm.callbacks.sample_text import SampleText
+from lightning_llm.callbacks.save_at_end import SaveAtEnd
 from lightning_llm.callbacks.speed_monitor import SpeedMonitor
 
 __all__ = [
     "PerplexityMonitor",
     "BLEUMonitor",
+    "SaveAtEnd",
     "SpeedMonitor",
     "SampleText",
     "HFExport",

@@ -5,10 +5,15 @@ from __future__ import annotations
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 
-from lightning_llm.callbacks import Preemption, RandomState
+from lightning_llm.callbacks import Preemption, RandomState, SaveAtEnd
 from lightning_llm.plugins import AtomicCheckpointIO, SaveWatcher
 
-DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (SaveWatcher, RandomState, Preemption)
+DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
+    SaveWatcher,
+    RandomState,
+    Preemption,
+    SaveAtEnd,
+)
 
 
 def missing_callbacks(given: list[Callback]) -> list[Callback]:

@@ -108,6 +108,13 @@ def test_fit_writes_a_checkpoint_with_config_and_tokenizer(trained: Path) -> Non
     assert "tokenizer.json" in saved["lightning_llm"]["tokenizer"]
 
 
+def test_last_step_is_saved_wherever_validation_fell(folder: Path) -> None:
+    every = ["--trainer.val_check_interval", "3", "--trainer.check_val_every_n_epoch", "null"]
+    assert main(["fit", "--config", config_of(folder), *every, "--trainer.max_steps", "4"]) == 0
+    saved = torch.load(folder / "run" / "checkpoints" / "model.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+
+
 def test_saved_configuration_runs_again(trained: Path) -> None:
     [saved] = (trained / "run").rglob("config.yaml")
     assert main(["fit", "--config", str(saved), "--trainer.max_steps", "1"]) == 0
