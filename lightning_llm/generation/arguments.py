@@ -10,12 +10,13 @@ from torch import Tensor
 
 
 def length_limits(
-    prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int, vocab_size: int
 ) -> list[int]:
     """How many tokens each prompt may get.
 
     Raises:
-        ValueError: A prompt is empty or leaves no room for a token.
+        ValueError: A prompt is empty, leaves no room for a token, or holds an id that the model
+            does not have.
     """
     for number, prompt in enumerate(prompts):
         if not prompt:
@@ -25,6 +26,12 @@ def length_limits(
                 f"prompts[{number}] has {len(prompt)} tokens and the model's max_seq_len is "
                 f"{max_seq_len}, so there is no room for a continuation; shorten the prompt, for "
                 f"example to its last {max_seq_len // 2} tokens"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            foreign = min(prompt) if min(prompt) < 0 else max(prompt)
+            raise ValueError(
+                f"prompts[{number}] has token id {foreign} and the model's vocab_size is "
+                f"{vocab_size}; use the tokenizer the model was trained with"
             )
     return [min(max_new_tokens, max_seq_len - len(prompt)) for prompt in prompts]
 

@@ -59,20 +59,15 @@ class CachedDecoder:
             self._padding = torch.tensor(missing, device=device)
         # Columns, not positions: with padding there may be more of them than the model has
         # positions, so the model's own limit does not apply to the cache.
-        self._cache = KVCache(
-            replace(model.config, max_seq_len=longest + steps),
-            len(prompts),
-        )
+        self._cache = KVCache(replace(model.config, max_seq_len=longest + steps), len(prompts))
 
     def start(self) -> Tensor:
         """See :class:`Decoder`."""
-        columns = torch.arange(self._prompts.shape[1], device=self._prompts.device)
-        return self._logits(self._prompts, columns)
+        return self._logits(self._prompts)
 
     def step(self, tokens: Tensor) -> Tensor:
         """See :class:`Decoder`."""
-        columns = torch.tensor([self._cache.length], device=tokens.device)
-        return self._logits(tokens.unsqueeze(1), columns)
+        return self._logits(tokens.unsqueeze(1))
 
     def reorder(self, index: Tensor) -> None:
         """See :class:`Decoder`."""
@@ -80,9 +75,11 @@ class CachedDecoder:
         if self._padding is not None:
             self._padding = self._padding[index]
 
-    def _logits(self, tokens: Tensor, columns: Tensor) -> Tensor:
+    def _logits(self, tokens: Tensor) -> Tensor:
         position_ids = document_ids = None
         if self._padding is not None:
+            start, end = self._cache.length, self._cache.length + tokens.shape[1]
+            columns = torch.arange(start, end, device=tokens.device)
             position_ids = columns - self._padding  # (B, T)
             document_ids = torch.where(position_ids < 0, PADDING_DOCUMENT, 0)
             # Sequences at the model's limit have ended; they ride along with a valid position.

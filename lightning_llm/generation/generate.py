@@ -80,8 +80,8 @@ def generate(
         continuations (B, T + N) int64, N as short as the longest continuation allows.
 
     Raises:
-        ValueError: An option is out of range or does not go with another, or a prompt is empty or
-            as long as the model's ``max_seq_len``.
+        ValueError: An option is out of range or does not go with another, or a prompt is empty,
+            as long as the model's ``max_seq_len``, or of another vocabulary.
         TypeError: ``prompts`` is one string, or strings come without a tokenizer.
     """
     stop = [stop] if isinstance(stop, str) else list(stop or ())
@@ -90,14 +90,15 @@ def generate(
     if len(prompts) == 0:
         return prompts if isinstance(prompts, Tensor) else []
     ids = prompts.tolist() if isinstance(prompts, Tensor) else encode_prompts(tokenizer, prompts)
-    limits = length_limits(ids, max_new_tokens, model.config.max_seq_len)
+    config = model.config
+    limits = length_limits(ids, max_new_tokens, config.max_seq_len, config.vocab_size)
     eos = eos_ids(eos_token_id, tokenizer)
     device = model.head_weight.device
     stopper = StopStrings(tokenizer, stop) if stop else None
     ending = Ending(limits, eos, stopper, pad_id(pad_token_id, tokenizer, eos), device)
     repetition = None
     if repetition_penalty != 1.0:
-        repetition = RepetitionPenalty(repetition_penalty, ids, model.config.vocab_size, device)
+        repetition = RepetitionPenalty(repetition_penalty, ids, config.vocab_size, device)
     with _evaluating(model):
         decoder = (CachedDecoder if use_cache else UncachedDecoder)(model, ids, max(limits))
         if num_beams > 1:

@@ -20,7 +20,7 @@ def test_equals_transformers(
 ) -> None:
     ours, theirs = twins()
     prompts = torch.tensor(random_prompts(7, 7, 7))
-    free = generate(ours, prompts, max_new_tokens=24, num_beams=num_beams)
+    free = generate(ours, prompts, max_new_tokens=16, num_beams=num_beams)
     endings: list[Any] = [None, free[0, 7 + 6].item(), free[:, 7 + 9].tolist()]
     some_ended = False
     for eos in endings:
@@ -28,7 +28,7 @@ def test_equals_transformers(
             "num_beams": num_beams,
             "length_penalty": length_penalty,
             "repetition_penalty": repetition_penalty,
-            "max_new_tokens": 24,
+            "max_new_tokens": 16,
             "eos_token_id": eos,
             "pad_token_id": 1,
         }

@@ -181,7 +181,7 @@ def test_bfloat16_and_autocast(use_cache: bool) -> None:
     assert found.shape == (2, 13)
 
 
-def test_modes_come_back_even_after_an_error() -> None:
+def test_modes_come_back_even_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(dropout=0.5)
     prompts = torch.tensor(random_prompts(5))
     expected = generate(model, prompts, max_new_tokens=10)
@@ -190,8 +190,9 @@ def test_modes_come_back_even_after_an_error() -> None:
     before = [module.training for module in model.modules()]
     assert torch.equal(generate(model, prompts, max_new_tokens=10), expected)  # no dropout
     assert [module.training for module in model.modules()] == before
-    with pytest.raises(IndexError):
-        generate(model, torch.full((1, 4), VOCAB_SIZE), max_new_tokens=1)
+    monkeypatch.setattr(model, "backbone", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate(model, prompts)
     assert [module.training for module in model.modules()] == before
 
 
@@ -272,6 +273,8 @@ def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -
             ValueError,
             r"prompts\[0\] has 96 tokens and the model's max_seq_len is 96.*last 48 tokens",
         ),
+        (torch.tensor([[1, VOCAB_SIZE]]), ValueError, r"token id 96 .* vocab_size is 96; use the"),
+        (torch.tensor([[1, -100]]), ValueError, r"prompts\[0\] has token id -100"),
     ],
 )
 def test_prompts_that_cannot_be_continued(prompts: Any, error: type, message: str) -> None:
