@@ -99,13 +99,12 @@ def generate(
     repetition = None
     if repetition_penalty != 1.0:
         repetition = RepetitionPenalty(repetition_penalty, ids, config.vocab_size, device)
+    pick = _picker(temperature, top_k, top_p, _generator(seed, device))
     with _evaluating(model):
         decoder = (CachedDecoder if use_cache else UncachedDecoder)(model, ids, max(limits))
         if num_beams > 1:
             new = beam_search(decoder, num_beams, ending, repetition, length_penalty)
         else:
-            generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-            pick = _picker(temperature, top_k, top_p, generator)
             new = search(decoder, pick, ending, repetition)
     if isinstance(prompts, Tensor):
         return torch.cat((prompts, new.to(prompts.device)), dim=1)
@@ -125,6 +124,10 @@ def _continuation(
     end = next((i for i, token in enumerate(row) if token in eos), len(row))
     text = decode_continuation(tokenizer, prompt, row[:end])
     return text if stopper is None else stopper.cut(text)
+
+
+def _generator(seed: int | None, device: torch.device) -> torch.Generator | None:
+    return None if seed is None else torch.Generator(device).manual_seed(seed)
 
 
 def _picker(
