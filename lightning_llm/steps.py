@@ -253,7 +253,7 @@ class TokenLossModule(L.LightningModule):
                 f"trainer.max_epochs, the model's max_tokens, or the schedule's max_steps"
             )
         for scheduler in waiting:
-            scheduler.set_total_steps(total)
+            scheduler.set_total_steps(total)  # type: ignore[attr-defined]
 
     def _check_ids(self, batch: Mapping[str, Tensor]) -> None:
         """Refuse ids that have no row in the embedding; the first batch only, since it syncs."""
@@ -276,7 +276,7 @@ class TokenLossModule(L.LightningModule):
         return getattr(getattr(self, "config", None), "max_seq_len", 1024)
 
     def _is_log_step(self, step: int) -> bool:
-        every = self.trainer.log_every_n_steps
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and step > 0 and step % every == 0
 
     def _data_parallel_size(self) -> int:

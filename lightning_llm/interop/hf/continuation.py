@@ -58,7 +58,7 @@ def generate_with_transformers(
     padding = pad_id(pad_token_id, tokenizer, eos)
     input_ids, mask = _left_padded(ids, padding, next(network.parameters()).device)
     options: dict[str, Any] = {
-        "max_new_tokens": min(length_limits(ids, max_new_tokens, max_seq_len)),
+        "max_new_tokens": min(length_limits(ids, max_new_tokens, max_seq_len, config.vocab_size)),
         "do_sample": temperature > 0,
         "num_beams": num_beams,
         "repetition_penalty": repetition_penalty,
