@@ -19,7 +19,12 @@ def run_generate(arguments: Sequence[str]) -> int:
     add("--checkpoint", required=True, help="A .ckpt file, or a Hugging Face model directory.")
     add("--prompt", action="append", required=True, help="Text to continue; may be repeated.")
     add("--max_new_tokens", type=int, default=128)
-    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time.")
+    add(
+        "--temperature",
+        type=float | None,
+        default=None,
+        help="0 takes the likeliest token each time. Default: 0.8, with beams 0.",
+    )
     add("--top_k", type=int | None, default=None)
     add("--top_p", type=float | None, default=None)
     add("--num_beams", type=int, default=1)
@@ -33,10 +38,13 @@ def run_generate(arguments: Sequence[str]) -> int:
             f"{options.checkpoint} holds no tokenizer, so text cannot be generated; it was trained "
             f"on data without one"
         )
+    temperature = options.temperature
+    if temperature is None:
+        temperature = 0.8 if options.num_beams == 1 else 0.0
     completions = module.generate(
         list(options.prompt),
         max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
+        temperature=temperature,
         top_k=options.top_k,
         top_p=options.top_p,
         num_beams=options.num_beams,

@@ -157,6 +157,13 @@ def test_generate_writes_only_the_completion(trained: Path, capsys: Any) -> None
     assert capsys.readouterr().out == first
 
 
+def test_beams_need_no_temperature(trained: Path, capsys: Any) -> None:
+    checkpoint = str(trained / "run" / "checkpoints" / "model.ckpt")
+    command = ["generate", "--checkpoint", checkpoint, "--prompt", "the cat", "--num_beams", "2"]
+    assert main([*command, "--max_new_tokens", "4"]) == 0
+    assert capsys.readouterr().out
+
+
 def test_export_equals_the_checkpoint(trained: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -330,3 +337,10 @@ def test_what_cannot_be_exported_is_refused_before_training(folder: Path, capsys
     assert "positions" in errors
     assert "alibi" in errors
     assert not (folder / "run" / "checkpoints" / "model.ckpt").exists()
+
+
+def test_exported_weights_are_as_readable_as_the_rest(trained: Path) -> None:
+    checkpoint = trained / "run" / "checkpoints" / "model.ckpt"
+    output = trained / "readable"
+    assert main(["export", "--checkpoint", str(checkpoint), "--output", str(output)]) == 0
+    assert len({file.stat().st_mode for file in output.iterdir()}) == 1

@@ -131,6 +131,8 @@ def _write_weights(
             for name, tensor in shard.items()
         }
         save_file(shard, folder / file, metadata={"format": "pt"})
+        # safetensors leaves its files to their owner alone; the umask decides, as for the others.
+        (folder / file).chmod((folder / "config.json").stat().st_mode & 0o777)
     if len(shards) > 1:
         total = {"total_size": sum(sizes.values())}
         _write_json(
