@@ -123,7 +123,9 @@ def test_replicas_stay_alike(ranks: list[dict[str, Any]], run: str) -> None:
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["master", "stochastic_rounding"])
-def test_bfloat16_replicas_learn_what_float32_ones_do(ranks: list[dict[str, Any]], mode: str) -> None:
+def test_bfloat16_replicas_learn_what_float32_ones_do(
+    ranks: list[dict[str, Any]], mode: str
+) -> None:
     plain, rounded = ranks[0]["accumulated"]["weights"], ranks[0][mode]["weights"]
     for name, weight in plain.items():
         assert rounded[name].dtype == torch.bfloat16
