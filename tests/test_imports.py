@@ -13,12 +13,18 @@ HUGGING_FACE = {"transformers", "datasets", "tokenizers", "safetensors", "huggin
 
 # Everything a user may write after `from lightning_llm`; a name that moves breaks their code.
 PROMISED = {
-    "lightning_llm": "CausalLM TextDataModule",
+    "lightning_llm": "CausalLM HFCausalLM TextDataModule",
     "lightning_llm.models": "Transformer TransformerConfig KVCache",
     "lightning_llm.losses": "linear_cross_entropy",
-    "lightning_llm.metrics": "Perplexity BitsPerByte",
-    "lightning_llm.callbacks": "PerplexityMonitor SpeedMonitor SampleText HFExport",
-    "lightning_llm.optim": "AdamW WarmupCosine WarmupStableDecay",
+    "lightning_llm.metrics": "Perplexity BitsPerByte CorpusBLEU",
+    "lightning_llm.callbacks": (
+        "PerplexityMonitor BLEUMonitor SpeedMonitor SampleText HFExport FiniteGuard"
+    ),
+    "lightning_llm.strategies": "SingleDeviceStrategy DDPStrategy",
+    "lightning_llm.plugins": (
+        "BF16MixedPrecision MasterWeightsPrecision Float8Precision AtomicCheckpointIO"
+    ),
+    "lightning_llm.optim": "AdamW Muon WarmupCosine WarmupStableDecay",
     "lightning_llm.data": "TokenStore TokenStoreWriter TokenizerSpec",
     "lightning_llm.generation": "generate",
 }
