@@ -175,3 +175,22 @@ def test_activations_kept_for_the_backward_pass(recipe: str) -> None:
         layer(torch.randn(TOKENS, FEATURES, requires_grad=True))
     dtype = torch.float8_e4m3fn if recipe == "tensorwise" else torch.bfloat16
     assert (torch.Size((TOKENS, FEATURES)), dtype) in kept
+
+
+@pytest.mark.gpu
+@both_recipes
+def test_the_gpu_gives_the_numbers_of_the_cpu(recipe: str) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("the GPU has no float8 arithmetic")
+    layer, _ = pair(recipe)
+    x = torch.randn(TOKENS, FEATURES)
+    grad = torch.randn(TOKENS, OUT).bfloat16()
+    results = []
+    for device in ("cpu", "cuda"):
+        layer.to(device).zero_grad()
+        inputs = x.to(device, copy=True).requires_grad_()
+        output = layer(inputs)
+        output.backward(grad.to(device))
+        results.append([t.cpu() for t in (output, inputs.grad, layer.weight.grad)])
+    for found, expected in zip(*results, strict=True):
+        assert relative_error(found, expected) < 6e-3

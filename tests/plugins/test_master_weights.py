@@ -356,3 +356,12 @@ def test_sharded_weights_are_refused() -> None:
     module.weight = torch.nn.Parameter(distribute_tensor(module.weight.detach(), mesh))
     with pytest.raises(ValueError, match="cannot hold the sharded parameter weight"):
         MasterWeightsPrecision().convert_module(module)
+
+
+@pytest.mark.gpu
+@both_modes
+def test_the_gpu_learns_too(mode: Any) -> None:
+    module = language_model()
+    losses = train(module, 60, MasterWeightsPrecision(mode), accelerator="gpu", devices=1).losses
+    assert losses[-1] < 0.8 * losses[0]
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
