@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_DROPPED_BITS = 16  # float32 has 23 bits of mantissa, bfloat16 the upper 7 of them
+_HALF = 1 << 15  # of the 16 bits that float32 has and bfloat16 has not
 
 
 def round_stochastically(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -21,9 +21,8 @@ def round_stochastically(x: Tensor, generator: torch.Generator | None = None) ->
     Returns:
         bfloat16, the shape of ``x``.
     """
-    noise = torch.randint(
-        1 << _DROPPED_BITS, x.shape, dtype=torch.int32, device=x.device, generator=generator
-    )
-    rounded = (noise.add_(x.view(torch.int32)) & (-1 << _DROPPED_BITS)).view(torch.float32)
+    noise = torch.empty(x.shape, dtype=torch.int16, device=x.device)
+    noise.random_(-_HALF, _HALF, generator=generator)
+    bits = (x.view(torch.int32) + noise).add_(_HALF).bitwise_and_(-2 * _HALF)
     # The bits of a NaN may carry over into the sign, and become a number.
-    return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)
+    return torch.where(x == x, bits.view(torch.float32), x).to(torch.bfloat16)
