@@ -104,7 +104,9 @@ def test_documents_and_positions_tell_pieces_apart(lengths, seq_len):
         rows = PackedDocuments(store, seq_len)
         if not len(rows):
             return
-        batch = {name: tensor.numpy() for name, tensor in rows.__getitems__(range(len(rows))).items()}
+        batch = {
+            name: tensor.numpy() for name, tensor in rows.__getitems__(range(len(rows))).items()
+        }
     for row in range(len(batch["input_ids"])):
         ids, documents = batch["input_ids"][row], batch["document_ids"][row]
         for document in set(documents.tolist()) - {-1}:

@@ -21,7 +21,18 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 # Pieces of special tokens in any arrangement, and characters that fool tokenizers.
 TRAPS = st.lists(
     st.sampled_from(
-        ["<|endoftext|>", "<|im_end|>", "<|", "endoftext", "|>", "</s>", " ", "\0", "\ufeff", "\u2028"]
+        [
+            "<|endoftext|>",
+            "<|im_end|>",
+            "<|",
+            "endoftext",
+            "|>",
+            "</s>",
+            " ",
+            "\0",
+            "\ufeff",
+            "\u2028",
+        ]
     ),
     max_size=8,
 ).map("".join)
