@@ -141,7 +141,7 @@ def test_a_batch_of_prompts_continues_each_as_alone(name, lengths, data):
     st.data(),
 )
 def test_the_loss_of_parts_is_the_loss_of_the_whole(rows, chunk, smoothing, z_loss, softcap, data):
-    """Any cut into micro-batches and chunks gives one sum and one gradient, masked rows included."""
+    """Any cut into micro-batches and chunks, masked rows included: one sum and one gradient."""
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, 8, generator=generator, dtype=torch.float64)
     weight = torch.randn(11, 8, generator=generator, dtype=torch.float64, requires_grad=True)

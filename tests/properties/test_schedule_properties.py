@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,9 +42,7 @@ def test_any_run(kind, total, warmup, decay, floor, data):
     assert all(math.isfinite(rate) and 0 <= rate <= 1 + 1e-12 for rate in rates)
     # No jump: neither half of a run covers the range in one step unless it has one step only.
     steepest = max(1 / max(1, round(warmup * total)), math.pi / 2 / max(1, total * decay - 1))
-    assert (
-        max(abs(a - b) for a, b in zip(rates, rates[1:])) <= max(steepest, math.pi / total) + 1e-9
-    )
+    assert max(abs(a - b) for a, b in pairwise(rates)) <= max(steepest, math.pi / total) + 1e-9
 
     place = data.draw(st.integers(0, total - 1))
     optimizer, schedule = built(kind, total, warmup, decay, floor)
