@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_llm.callbacks._batch import IGNORE_INDEX
+from lightning_llm.callbacks._batch import targets_of as known_targets_of
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value
-
-IGNORE_INDEX = -100
+from lightning_llm.callbacks._lazy_sum import LazySum
+from lightning_llm.callbacks._log_point import LogPoint
 
 
 def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
@@ -35,14 +37,15 @@ def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
     Raises:
         KeyError: The batch has neither.
     """
+    targets = known_targets_of(batch)
+    if targets is None:
+        raise KeyError(
+            f"the batch has the keys {sorted(batch)}; it needs 'shift_labels' (the target of each "
+            f"position) or 'labels' (aligned with input_ids, as Hugging Face collators emit)"
+        )
     if "shift_labels" in batch:
-        return batch["shift_labels"]
-    if "labels" in batch:
-        return torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
-    raise KeyError(
-        f"the batch has the keys {sorted(batch)}; it needs 'shift_labels' (the target of each "
-        f"position) or 'labels' (aligned with input_ids, as Hugging Face collators emit)"
-    )
+        return targets
+    return torch.nn.functional.pad(targets, (0, 1), value=IGNORE_INDEX)
 
 
 def documents_of(batch: Mapping[str, Tensor]) -> Tensor | None:
@@ -73,10 +76,10 @@ class TokenLossModule(L.LightningModule):
             raise ValueError(f"max_tokens={max_tokens} must be positive")
         self.max_tokens = max_tokens
         self._run_length_known = False
-        self._window_tokens: Tensor | None = None  # targets since the last optimizer step
-        self._train_sums: Tensor | None = None  # (nll, targets) since the last log point
+        self._window_tokens: list[Tensor] = []  # targets of micro-batches since the last step
+        self._train_nll, self._train_tokens = LazySum(), LazySum()  # since the last log point
         self._grad_norm: Tensor | None = None
-        self._logged_step = -1
+        self._seen_step = 0
         self._eval_sums: dict[int, Tensor] = {}
 
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -89,36 +92,40 @@ class TokenLossModule(L.LightningModule):
         """Return the loss to differentiate, and the sums that callbacks read."""
         nll_sum, num_tokens = self.compute_loss(batch)
         accumulate = self.trainer.accumulate_grad_batches
-        ranks = self._data_parallel_size()
         if accumulate == 1:
             # The step is this batch: normalise before backward, no pass over the gradients.
-            total = _sum_over_ranks(num_tokens) if ranks > 1 else num_tokens
             # In float32 whatever the default dtype: "bf16-true" sets it to bfloat16 in this step,
             # where 1 / 30 is off by 0.3 %.
-            loss = nll_sum * (ranks / total.clamp(min=1).float())
+            ranks = self._data_parallel_size()
+            if ranks == 1:
+                loss = nll_sum.float() / num_tokens.clamp(min=1)
+            else:
+                loss = nll_sum.float() * (ranks / _sum_over_ranks(num_tokens).clamp(min=1).float())
         else:
             # Lightning divides by `accumulate`; on_after_backward divides by the real count.
             # The constant keeps the magnitude near one and is the same on every rank.
             loss = nll_sum * (accumulate / self._loss_unit())
-            if self._window_tokens is None:
-                self._window_tokens = torch.zeros_like(num_tokens)
-            self._window_tokens += num_tokens
+            self._window_tokens.append(num_tokens)
         nll_sum = nll_sum.detach()
-        if self._train_sums is None:
-            self._train_sums = torch.zeros(2, dtype=torch.float32, device=nll_sum.device)
-        self._train_sums += torch.stack((nll_sum.float(), num_tokens.float()))
+        self._train_nll.add(nll_sum)
+        self._train_tokens.add(num_tokens)
         return {"loss": loss, "nll_sum": nll_sum, "num_tokens": num_tokens}
 
     def on_after_backward(self) -> None:
-        """After the last micro-batch of a step, divide the gradients by its target tokens."""
-        if self._window_tokens is None or self.trainer.fit_loop._should_accumulate():
+        """After the last micro-batch of a step, divide the gradients by its target tokens.
+
+        Not together with clipping: callbacks look at the gradients in between.
+        """
+        if not self._window_tokens or self.trainer.fit_loop._should_accumulate():
             return
         ranks = self._data_parallel_size()
-        total = _sum_over_ranks(self._window_tokens) if ranks > 1 else self._window_tokens
+        total = torch.stack(self._window_tokens).sum()
+        if ranks > 1:
+            total = _sum_over_ranks(total)
         factor = ranks * self._loss_unit() / total.clamp(min=1).float()
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
-        self._window_tokens.zero_()
+        self._window_tokens.clear()
 
     def configure_gradient_clipping(
         self,
@@ -134,8 +141,10 @@ class TokenLossModule(L.LightningModule):
         if gradient_clip_val and (not by_norm or own_clipping):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        if not gradient_clip_val and not self._is_log_step(self.trainer.global_step + 1):
-            return
+        if not gradient_clip_val:
+            step = self.trainer.global_step
+            if not LogPoint.lies_between(self.trainer, step, step + 1):
+                return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._grad_norm = torch.nn.utils.clip_grad_norm_(
             parameters, gradient_clip_val or math.inf
@@ -144,38 +153,50 @@ class TokenLossModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Start every fit with fresh counters."""
         self._run_length_known = False
-        self._window_tokens = self._train_sums = self._grad_norm = None
-        self._logged_step = -1
+        self._window_tokens.clear()
+        self._train_nll.clear()
+        self._train_tokens.clear()
+        self._grad_norm = None
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> int | None:
         """Before the first step: tell the schedule and the loop how long the run is."""
+        LogPoint.of(self.trainer).batch_started(self.trainer)
         if not self._run_length_known:
             self._check_ids(batch)
             self._settle_run_length(batch)
             self._run_length_known = True
+            # The sums of the steps are read at each log point, with what callbacks have there.
+            LogPoint.of(self.trainer).join(TokenLossModule, self._train_values)
+            self._seen_step = self.trainer.global_step
             if 0 <= self.trainer.max_steps <= self.trainer.global_step:
                 return -1  # a resumed run that had already reached max_tokens
         return None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """At log points, read the device once and log host numbers."""
-        step = self.trainer.global_step
-        if self._train_sums is None or step == self._logged_step or not self._is_log_step(step):
+        trainer = self.trainer
+        before, self._seen_step = self._seen_step, trainer.global_step
+        if not LogPoint.lies_between(trainer, before, self._seen_step):
             return
-        self._logged_step = step
-        sums = (
-            _sum_over_ranks(self._train_sums)
-            if self._data_parallel_size() > 1
-            else (self._train_sums)
-        )
-        norm = self._grad_norm
-        values = sums if norm is None else torch.cat((sums, norm.float().reshape(1)))
-        nll, tokens, *rest = values.tolist()
-        # A tensor on the host: the progress bar reads it at each refresh without a device sync.
-        self.log("train_loss", torch.tensor(nll / max(tokens, 1.0)), prog_bar=True)
+        point = LogPoint.of(trainer)
+        nll, tokens, *rest = point.read(TokenLossModule, self._seen_step)
+        values = {"train_loss": nll / max(tokens, 1.0)}
         if rest:
-            self.log("grad_norm", torch.tensor(rest[0]))
-        self._train_sums.zero_()
+            values["grad_norm"] = rest[0]
+        point.log(self, values, prog_bar="train_loss")
+        self._train_nll.clear()
+        self._train_tokens.clear()
+
+    def _train_values(self) -> Tensor | None:
+        """Sum of the NLL, targets, and the gradient norm where it is known, over all ranks."""
+        nll, tokens = self._train_nll.total(), self._train_tokens.total()
+        if nll is None or tokens is None:
+            return None
+        sums = torch.stack((nll, tokens))
+        if self._data_parallel_size() > 1:
+            sums = _sum_over_ranks(sums)
+        norm = self._grad_norm
+        return sums if norm is None else torch.cat((sums, norm.to(sums.dtype).reshape(1)))
 
     # ------------------------------------------------------------------ evaluation
 
@@ -274,10 +295,6 @@ class TokenLossModule(L.LightningModule):
     def _loss_unit(self) -> int:
         """A constant near the tokens of a sequence; it cancels out of the gradient."""
         return getattr(getattr(self, "config", None), "max_seq_len", 1024)
-
-    def _is_log_step(self, step: int) -> bool:
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and step > 0 and step % every == 0
 
     def _data_parallel_size(self) -> int:
         kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None)

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_llm.callbacks._log_point import LogPoint
 from lightning_llm.callbacks._step_health import SpikeWindow, not_finite, step_health
 
 Policy = Literal["raise", "skip", "ignore"]
 _SHOWN = 32  # samples named per micro-batch
+_HELD = 1000  # verdicts kept, where log points are rarer
 
 
 class NonFiniteError(FloatingPointError):
@@ -25,12 +27,11 @@ class NonFiniteError(FloatingPointError):
 
 @dataclass
 class _Verdict:
-    """What was found about one step; ``values`` are on the host once ``ready`` has happened."""
+    """What was found about one step, on the device."""
 
     step: int
     batches: list[tuple[int, int]]  # (epoch, batch index) of this rank's micro-batches
     values: Tensor  # bad ranks, spike, consecutive skips, loss, norm, then bad micro-batches
-    ready: torch.cuda.Event | None = None
 
 
 class FiniteGuard(L.Callback):
@@ -39,8 +40,8 @@ class FiniteGuard(L.Callback):
     Losses and gradients that are not finite, and with ``spike_sigma`` losses or gradient norms that
     stand out, are never used: under ``"raise"`` and ``"skip"`` neither weights nor the optimizer's
     state move. A learning-rate schedule and ``global_step`` go on. With a fused optimizer the
-    device itself leaves the step out and the host learns of it one step later, without waiting;
-    with another one the host reads one number per step.
+    device itself leaves the step out, under ``"raise"`` also all steps after it, and the host
+    learns of it at the next log point; with another one the host reads one number per step.
 
     Args:
         policy: ``"raise"`` ends the run, ``"skip"`` leaves the step out and warns, ``"ignore"``
@@ -88,7 +89,8 @@ class FiniteGuard(L.Callback):
         self._losses: list[Tensor] = []
         self._batches: list[tuple[int, int]] = []
         self._batch = (0, 0)
-        self._pending: _Verdict | None = None
+        self._pending: list[_Verdict] = []  # not yet read
+        self._step = 0
 
     # ------------------------------------------------------------------ collecting
 
@@ -104,7 +106,27 @@ class FiniteGuard(L.Callback):
                 "FiniteGuard(spike_sigma=...) cannot skip steps under 16-mixed, where the gradient "
                 "scaler decides; use bf16-mixed, or spike_sigma=None"
             )
-        self._losses, self._batches, self._pending = [], [], None
+        self._losses, self._batches, self._pending = [], [], []
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Have the verdicts read at each log point, with what others have there."""
+        self._step = trainer.global_step
+        LogPoint.of(trainer).join(self, self._verdicts)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """At a log point, act on what was found since the last."""
+        before, self._step = self._step, trainer.global_step
+        if LogPoint.lies_between(trainer, before, self._step):
+            self._settle(trainer, LogPoint.of(trainer).read(self, self._step))
 
     @override
     def on_train_batch_start(
@@ -128,7 +150,8 @@ class FiniteGuard(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Decide whether the step is taken."""
-        self._settle(trainer)
+        if len(self._pending) >= _HELD:
+            self._settle(trainer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         scaled = _has_scaler(trainer)
@@ -148,39 +171,41 @@ class FiniteGuard(L.Callback):
             values = torch.cat(
                 (torch.stack((health[0], spike.float(), self._consecutive)), measures, per_batch)
             )
-        self._pending = _Verdict(trainer.global_step, self._batches, values)
+        self._pending.append(_Verdict(trainer.global_step, self._batches, values))
         self._losses, self._batches = [], []
         if self.policy == "ignore" or scaled:
-            self._read_later()
-        elif all(group.get("fused") for group in optimizer.param_groups):
-            optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
-            self._read_later()
+            return
+        if all(group.get("fused") for group in optimizer.param_groups):
+            found_inf = skip.float()
+            if self.policy == "raise":  # nothing moves between a bad step and its discovery
+                earlier = getattr(optimizer, "found_inf", None)
+                found_inf = found_inf if earlier is None else torch.maximum(found_inf, earlier)
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         elif bool(skip):
             # Every torch optimizer passes over a parameter without gradient.
             for parameter in parameters:
                 parameter.grad = None
             self._settle(trainer)
         else:
-            self._pending = None
+            self._pending.clear()
 
-    def _read_later(self) -> None:
-        """Queue a copy to the host behind what the device has to do; the next step looks at it."""
-        assert self._pending is not None
-        values = self._pending.values
-        if values.is_cuda:
-            host = torch.empty(values.shape, pin_memory=True)
-            self._pending.values = host.copy_(values, non_blocking=True)
-            self._pending.ready = torch.cuda.Event()
-            self._pending.ready.record()
+    def _verdicts(self) -> Tensor | None:
+        return torch.cat([verdict.values for verdict in self._pending]) if self._pending else None
 
-    def _settle(self, trainer: L.Trainer) -> None:
-        """Act on the verdict of the last step: on all ranks at the same point."""
-        verdict, self._pending = self._pending, None
-        if verdict is None:
+    def _settle(self, trainer: L.Trainer, values: list[float] | None = None) -> None:
+        """Act on all verdicts: on all ranks at the same point."""
+        verdicts, self._pending = self._pending, []
+        if not verdicts:
             return
-        if verdict.ready is not None:
-            verdict.ready.synchronize()
-        bad, spike, consecutive, loss, norm, *per_batch = verdict.values.tolist()
+        if values is None:
+            values = torch.cat([verdict.values for verdict in verdicts]).tolist()
+        for verdict in verdicts:
+            own, values = values[: len(verdict.values)], values[len(verdict.values) :]
+            self._act(trainer, verdict, own)
+
+    def _act(self, trainer: L.Trainer, verdict: _Verdict, values: list[float]) -> None:
+        """Raise or warn, if there was something about the step."""
+        bad, spike, consecutive, loss, norm, *per_batch = values
         if not bad and not spike:
             return
         what = "loss or gradient is not finite" if bad else "loss or gradient norm is a spike"
@@ -203,12 +228,12 @@ class FiniteGuard(L.Callback):
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Judge the last step while the loader still knows its epoch."""
+        """Judge the last steps while the loader still knows its epoch."""
         self._settle(trainer)
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Judge the last step, and hand the optimizers back as they were."""
+        """Judge the last steps, and hand the optimizers back as they were."""
         self._settle(trainer)
         for optimizer in trainer.optimizers:
             if hasattr(optimizer, "found_inf"):

@@ -1,0 +1,38 @@
+"""Sums of scalars on the device that cost nothing until they are wanted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_llm.callbacks._batch import sum_float64
+
+_HELD = 64  # scalars kept before they are added up
+
+
+class LazySum:
+    """Keeps scalars of one device and adds them up, in float64, by the dozen."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+
+    def add(self, value: Tensor) -> None:
+        """Add a scalar, which nobody changes later. Launches nothing, but once in 64 calls."""
+        self._parts.append(value)
+        if len(self._parts) > _HELD:
+            self._parts = [self._sum()]
+
+    def total(self) -> Tensor | None:
+        """The sum, 0-dim, in float64 (float32 where there is none); ``None`` for nothing."""
+        return self._sum() if self._parts else None
+
+    def clear(self) -> None:
+        """Start anew."""
+        self._parts = []
+
+    def _sum(self) -> Tensor:
+        parts = self._parts
+        first = parts[0].dtype
+        if any(part.dtype != first for part in parts):  # what was added up before, in float64
+            return sum_float64(torch.stack([sum_float64(part) for part in parts]))
+        return sum_float64(torch.stack(parts))
