@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_llm.models.cache import LayerCache
 from lightning_llm.models.config import TransformerConfig
 from lightning_llm.models.linear import Linear
+from lightning_llm.models.mixing import ValueMix
 from lightning_llm.models.norms import RMSNorm
 from lightning_llm.models.positions import rotate
 
@@ -26,7 +27,9 @@ class Attention(nn.Module):
 
     score_scale: float | None = None  # of query-key products; None: 1 / sqrt(Dh)
 
-    def __init__(self, config: TransformerConfig, *, residual_std: float) -> None:
+    def __init__(
+        self, config: TransformerConfig, *, residual_std: float, value_embedding: bool = False
+    ) -> None:
         super().__init__()
         assert config.n_kv_heads is not None
         assert config.head_dim is not None
@@ -43,6 +46,7 @@ class Attention(nn.Module):
             bias=config.attention_out_bias,
             init_std=residual_std,
         )
+        self.value_mix: ValueMix | None = ValueMix() if value_embedding else None
         self.q_norm: nn.Module | None = None
         self.k_norm: nn.Module | None = None
         if config.qk_norm:
@@ -56,6 +60,7 @@ class Attention(nn.Module):
         sin: Tensor | None = None,
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
+        token_values: Tensor | None = None,
     ) -> Tensor:
         """Maps (B, T, D) to (B, T, D).
 
@@ -66,12 +71,16 @@ class Attention(nn.Module):
             sin: As ``cos``.
             mask: Additive, (B or 1, H or 1, T, S); None: causal.
             cache: Keys and values of earlier tokens, which the new ones are added to.
+            token_values: (B, T, G * Dh), mixed into the values of a layer that has a
+                :class:`ValueMix`.
         """
         batch, length, _ = x.shape
         per_group = self.n_heads // self.n_kv_heads
         grouped = self.qkv(x).view(batch, length, -1, per_group + 2, self.head_dim)
         query, key, value = grouped.split((per_group, 1, 1), dim=3)  # (B, T, G, R or 1, Dh)
         query, key = self.normalize(query, key)
+        if self.value_mix is not None and token_values is not None:
+            value = self.value_mix(value, token_values.view_as(value))
         if cos is not None and sin is not None:
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         query, key, value = (y.flatten(2, 3).transpose(1, 2) for y in (query, key, value))

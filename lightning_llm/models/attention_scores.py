@@ -30,8 +30,10 @@ class CosineAttention(Attention):
 
     score_scale = 1.0
 
-    def __init__(self, config: TransformerConfig, *, residual_std: float) -> None:
-        super().__init__(config, residual_std=residual_std)
+    def __init__(
+        self, config: TransformerConfig, *, residual_std: float, value_embedding: bool = False
+    ) -> None:
+        super().__init__(config, residual_std=residual_std, value_embedding=value_embedding)
         self.log_scale = nn.Parameter(torch.empty(config.n_heads))  # (H,)
 
     def reset_parameters(self) -> None:
@@ -54,8 +56,10 @@ class AdditiveAttention(Attention):
     for query rows in chunks of bounded memory.
     """
 
-    def __init__(self, config: TransformerConfig, *, residual_std: float) -> None:
-        super().__init__(config, residual_std=residual_std)
+    def __init__(
+        self, config: TransformerConfig, *, residual_std: float, value_embedding: bool = False
+    ) -> None:
+        super().__init__(config, residual_std=residual_std, value_embedding=value_embedding)
         self.score_vector = nn.Parameter(torch.empty(self.n_heads, self.head_dim))  # (H, Dh)
 
     def reset_parameters(self) -> None:

@@ -14,6 +14,7 @@ from lightning_llm.models.attention_scores import ATTENTIONS
 from lightning_llm.models.cache import LayerCache
 from lightning_llm.models.config import TransformerConfig
 from lightning_llm.models.feed_forward import FeedForward, GatedFeedForward
+from lightning_llm.models.mixing import ResidualMix
 from lightning_llm.models.moe import MixtureOfExperts
 from lightning_llm.models.norms import build_norm
 
@@ -27,13 +28,17 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
-        depth = config.n_layers if config.initializer == "gpt2" else layer + 1
-        residual_std = config.init_std / math.sqrt(2 * depth)
+        residual_std = _residual_std(config, layer)
         attention = ATTENTIONS[config.attention_score]
         self.parallel = config.parallel_residual
         self.dropout = config.dropout
+        self.residual_mix = ResidualMix() if config.residual_scalars else None
         self.attention_norm = build_norm(config)
-        self.attention = attention(config, residual_std=residual_std)
+        self.attention = attention(
+            config,
+            residual_std=residual_std,
+            value_embedding=config.has_value_embedding(layer),
+        )
         self.mlp_norm = None if config.shared_norm else build_norm(config)
         self.mlp: FeedForward | MixtureOfExperts
         if config.n_experts:
@@ -50,6 +55,8 @@ class Block(nn.Module):
         sin: Tensor | None = None,
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
+        start: Tensor | None = None,
+        token_values: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the new residual stream (B, T, D) and the router's loss, None if dense.
 
@@ -60,9 +67,14 @@ class Block(nn.Module):
             sin: See ``cos``.
             mask: See ``cos``.
             cache: See ``cos``.
+            start: (B, T, D), what the residual stream of the first block was, for
+                :class:`~lightning_llm.models.mixing.ResidualMix`.
+            token_values: See ``cos``.
         """
+        if self.residual_mix is not None and start is not None:
+            x = self.residual_mix(x, start)
         normed = self.attention_norm(x)
-        attended = self._drop(self.attention(normed, cos, sin, mask, cache))
+        attended = self._drop(self.attention(normed, cos, sin, mask, cache, token_values))
         if self.parallel:
             if self.mlp_norm is not None:
                 normed = self.mlp_norm(x)
@@ -80,3 +92,11 @@ class Block(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+def _residual_std(config: TransformerConfig, layer: int) -> float:
+    """Initial spread of the projections that end the branches of layer ``layer``."""
+    if config.initializer == "zero_residual":
+        return 0.0
+    depth = config.n_layers if config.initializer == "gpt2" else layer + 1
+    return config.init_std / math.sqrt(2 * depth)

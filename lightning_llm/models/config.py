@@ -47,14 +47,22 @@ class TransformerConfig:
         attention_out_bias: Bias of the output projection. Default: ``attention_bias``.
         qk_norm: RMSNorm over each query and key head, before the rotation.
         sliding_window: A token sees itself and the ``sliding_window - 1`` tokens before it.
-        sliding_window_pattern: Every n-th layer ignores the window and sees the whole context
-            (layers n-1, 2n-1, ...). Default: the window holds in every layer.
+        sliding_window_pattern: Which layers ignore the window and see the whole context: every
+            n-th (layers n-1, 2n-1, ...), or a letter per layer, repeated over the depth: ``"S"``
+            has the window, ``"L"`` sees everything (``"SSSL"`` is 4). Default: the window holds
+            in every layer.
+        value_embeddings: Every second layer, the last one included, has a table of vectors by
+            token, which it adds to the attention values; one learned scalar each, from 1/2 (Zhou
+            et al. 2024, arXiv:2410.17897; modded-nanogpt, nanochat).
         tie_embeddings: The head shares the embedding's weight.
         embedding_scale: Factor on the token embeddings (``dim ** 0.5`` in Vaswani et al. 2017).
         logit_softcap: Logits become ``c * tanh(logits / c)`` (Gemma 2, arXiv:2408.00118).
         parallel_residual: Attention and feed-forward layer read the same input, and both are
             added to it (GPT-J).
         shared_norm: With ``parallel_residual``: one norm feeds both (GPT-J, Falcon, Phi).
+        residual_scalars: The residual stream starts from the token embeddings brought to a root
+            mean square of 1, and each layer reads ``a * stream + b * start`` with learned scalars,
+            from 1 and 0 (modded-nanogpt).
         dropout: Probability of dropping an embedding, an attention weight and a branch's output.
         n_experts: Experts per feed-forward layer; 0 for a dense model.
         n_experts_per_token: Experts each token is sent to.
@@ -62,7 +70,9 @@ class TransformerConfig:
         router_aux_loss_weight: Weight of the load-balancing loss.
         initializer: Residual projections (attention output, feed-forward ``down``) of layer ``l``
             (from 0) of ``L`` start with standard deviation ``init_std / sqrt(2 L)``
-            (``"gpt2"``) or ``init_std / sqrt(2 (l + 1))`` (``"depth_scaled"``).
+            (``"gpt2"``), ``init_std / sqrt(2 (l + 1))`` (``"depth_scaled"``) or 0
+            (``"zero_residual"``: every layer starts as the identity; Zhang et al. 2019,
+            arXiv:1901.09321; modded-nanogpt).
         init_std: Standard deviation of every other weight matrix and embedding.
 
     Raises:
@@ -91,12 +101,14 @@ class TransformerConfig:
     attention_out_bias: bool | None = None
     qk_norm: bool = False
     sliding_window: int | None = None
-    sliding_window_pattern: int | None = None
+    sliding_window_pattern: int | str | None = None
+    value_embeddings: bool = False
     tie_embeddings: bool = True
     embedding_scale: float = 1.0
     logit_softcap: float | None = None
     parallel_residual: bool = False
     shared_norm: bool = False
+    residual_scalars: bool = False
     dropout: float = 0.0
     n_experts: int = 0
     n_experts_per_token: int = 2
@@ -141,9 +153,11 @@ class TransformerConfig:
     def layer_window(self, layer: int) -> int | None:
         """Sliding window of layer ``layer`` (from 0), or None where it sees the whole context."""
         pattern = self.sliding_window_pattern
-        if pattern is not None and (layer + 1) % pattern == 0:
-            return None
-        return self.sliding_window
+        return None if _follows(pattern, layer, letter="L") else self.sliding_window
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether layer ``layer`` (from 0) adds vectors by token to its attention values."""
+        return self.value_embeddings and layer % 2 == (self.n_layers - 1) % 2
 
     @classmethod
     def presets(cls) -> list[str]:
@@ -172,6 +186,13 @@ class TransformerConfig:
             listing = "; ".join(f"{key!r}{_suggest(key, fields)}" for key in unknown)
             raise ValueError(f"TransformerConfig has no field {listing}")
         return cls(**{**PRESETS[name], **overrides})
+
+
+def _follows(pattern: int | str | None, layer: int, *, letter: str) -> bool:
+    """Whether ``layer`` is an n-th one, or has ``letter`` in the repeated pattern."""
+    if isinstance(pattern, str):
+        return pattern[layer % len(pattern)] == letter
+    return pattern is not None and (layer + 1) % pattern == 0
 
 
 def _suggest(word: str, choices: list[str]) -> str:

@@ -53,6 +53,7 @@ class Transformer(nn.Module):
         self.position_embedding: Embedding | None = None
         if config.positions == "learned":
             self.position_embedding = Embedding(config.max_seq_len, config.dim, init_std=std)
+        self.value_embeddings = _value_embeddings(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.final_norm = build_norm(config)
         self.head: Linear | None = None
@@ -100,6 +101,8 @@ class Transformer(nn.Module):
         if cache is not None:
             document_ids = cache.extend_documents(document_ids, length)
         hidden = self._embed(input_ids, position_ids, start)
+        # An object of its own, because a call with one tensor given twice compiles to other code.
+        first = hidden.view_as(hidden) if self.config.residual_scalars else None
         cos, sin = self._rotation(hidden, position_ids, start)
         masks: dict[int | None, Tensor | None] = {}
         router_losses: list[Tensor] = []
@@ -115,7 +118,10 @@ class Transformer(nn.Module):
                     device=hidden.device,
                 )
             layer_cache = None if cache is None else cache.layers[layer]
-            hidden, router_loss = block(hidden, cos, sin, masks[window], layer_cache)
+            token_values = self._token_values(layer, input_ids)
+            hidden, router_loss = block(
+                hidden, cos, sin, masks[window], layer_cache, first, token_values
+            )
             if router_loss is not None:
                 router_losses.append(router_loss)
         self._router_losses = router_losses if self.training else []
@@ -196,8 +202,17 @@ class Transformer(nn.Module):
             else:
                 table = self._sinusoidal.lookup(position_ids)
             hidden = hidden + sinusoidal_embedding(*table).to(hidden.dtype)
+        if self.config.residual_scalars:  # so that its share does not hang on the table's scale
+            hidden = F.rms_norm(hidden, hidden.shape[-1:], eps=self.config.norm_eps)
         dropout = self.config.dropout
         return F.dropout(hidden, dropout, self.training) if dropout else hidden
+
+    def _token_values(self, layer: int, input_ids: Tensor) -> Tensor | None:
+        if not self.config.has_value_embedding(layer):
+            return None
+        assert self.value_embeddings is not None
+        values: Tensor = self.value_embeddings[str(layer)](input_ids)
+        return values
 
     def _rotation(
         self, hidden: Tensor, position_ids: Tensor | None, start: int
@@ -211,3 +226,19 @@ class Transformer(nn.Module):
         else:
             cos, sin = self._rotary.lookup(position_ids)
         return cos[:, :, None, None], sin[:, :, None, None]
+
+
+def _value_embeddings(config: TransformerConfig) -> nn.ModuleDict | None:
+    """A table (V, G * Dh) for each layer that has one, by the number of the layer."""
+    if not config.value_embeddings:
+        return None
+    assert config.n_kv_heads is not None
+    assert config.head_dim is not None
+    width = config.n_kv_heads * config.head_dim
+    return nn.ModuleDict(
+        {
+            str(layer): Embedding(config.vocab_size, width, init_std=config.init_std)
+            for layer in range(config.n_layers)
+            if config.has_value_embedding(layer)
+        }
+    )

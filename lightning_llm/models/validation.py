@@ -17,7 +17,7 @@ CHOICES = {
     "norm": ("rmsnorm", "layernorm"),
     "mlp": ("swiglu", "geglu", "gelu", "relu2"),
     "attention_score": ("dot", "cosine", "additive"),
-    "initializer": ("gpt2", "depth_scaled"),
+    "initializer": ("gpt2", "depth_scaled", "zero_residual"),
 }
 _NOT_NEGATIVE = ("n_experts", "router_aux_loss_weight")
 _FRACTIONS = ("dropout", "rotary_fraction")
@@ -62,6 +62,8 @@ def _type_problems(config: TransformerConfig) -> Iterator[Problem]:
 
 
 def _is_instance(value: Any, kind: str) -> bool:
+    if kind == "int | str":
+        return _is_instance(value, "int") or _is_instance(value, "str")
     if kind == "bool":
         return isinstance(value, bool)
     if kind == "int":
@@ -142,24 +144,34 @@ def _combination_problems(config: TransformerConfig) -> Iterator[Problem]:
             "shared_norm parallel_residual",
             "shared_norm=True needs parallel_residual=True; set both or neither",
         )
-    pattern = config.sliding_window_pattern
-    if pattern is not None and config.sliding_window is None:
-        yield (
-            "sliding_window_pattern sliding_window",
-            f"sliding_window_pattern={pattern} needs sliding_window; set both or neither",
-        )
-    elif pattern == 1:
-        yield (
-            "sliding_window_pattern",
-            "sliding_window_pattern=1 leaves no layer with a window; use 2 or more, or remove it "
-            "together with sliding_window",
-        )
+    yield from _window_problems(config)
     if config.qk_norm and config.attention_score == "cosine":
         yield (
             "qk_norm attention_score",
             "qk_norm=True repeats what attention_score='cosine' does; remove one of them",
         )
     yield from _expert_problems(config)
+
+
+def _window_problems(config: TransformerConfig) -> Iterator[Problem]:
+    pattern = config.sliding_window_pattern
+    if isinstance(pattern, str) and (not pattern or set(pattern) - set("SL")):
+        yield (
+            "sliding_window_pattern",
+            f"sliding_window_pattern={pattern!r} must be a number or letters S (window) and L "
+            "(whole context), such as 'SSSL'",
+        )
+    elif pattern is not None and config.sliding_window is None:
+        yield (
+            "sliding_window_pattern sliding_window",
+            f"sliding_window_pattern={pattern!r} needs sliding_window; set both or neither",
+        )
+    elif pattern == 1 or (isinstance(pattern, str) and "S" not in pattern):
+        yield (
+            "sliding_window_pattern",
+            f"sliding_window_pattern={pattern!r} leaves no layer with a window; use 2 or more or a "
+            "pattern with an S, or remove it together with sliding_window",
+        )
 
 
 def _expert_problems(config: TransformerConfig) -> Iterator[Problem]:

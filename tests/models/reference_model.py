@@ -47,16 +47,22 @@ def _one_sequence(
         x = x + weights["position_embedding.weight"][position]
     if config.positions == "sinusoidal":
         x = x + torch.stack([_sinusoid(p, config.dim) for p in position])
+    if config.residual_scalars:
+        x = x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+    start = x
     for layer in range(config.n_layers):
         block = {
             name.removeprefix(f"blocks.{layer}."): weight
             for name, weight in weights.items()
             if name.startswith(f"blocks.{layer}.")
         }
-        every = config.sliding_window_pattern
-        window = None if every and (layer + 1) % every == 0 else config.sliding_window
+        if config.residual_scalars:
+            x = block["residual_mix.weight"][0] * x + block["residual_mix.weight"][1] * start
+        table = weights.get(f"value_embeddings.{layer}.weight")
+        token_values = None if table is None else table[ids]
+        window = None if _sees_everything(config, layer) else config.sliding_window
         normed = _norm(config, block, "attention_norm", x)
-        attended = _attention(config, block, normed, document, position, window)
+        attended = _attention(config, block, normed, document, position, window, token_values)
         if config.parallel_residual:
             if not config.shared_norm:
                 normed = _norm(config, block, "mlp_norm", x)
@@ -70,6 +76,13 @@ def _one_sequence(
     if config.logit_softcap is not None:
         logits = config.logit_softcap * torch.tanh(logits / config.logit_softcap)
     return logits
+
+
+def _sees_everything(config: TransformerConfig, layer: int) -> bool:
+    pattern = config.sliding_window_pattern
+    if isinstance(pattern, str):
+        return (pattern * config.n_layers)[layer] == "L"
+    return pattern is not None and (layer + 1) % pattern == 0
 
 
 def _sinusoid(position: int, dim: int) -> Tensor:
@@ -104,6 +117,7 @@ def _attention(
     document: list[int],
     position: list[int],
     window: int | None,
+    token_values: Tensor | None,
 ) -> Tensor:
     width, per_group = config.head_dim, config.n_heads // config.n_kv_heads
     qkv = x @ weights["attention.qkv.weight"].T + weights.get("attention.qkv.bias", 0)
@@ -131,6 +145,10 @@ def _attention(
                 ]
             )
             values = torch.stack([qkv[s, value_start : value_start + width] for s in seen])
+            if token_values is not None:
+                mix = weights["attention.value_mix.weight"]
+                more = token_values[seen, group * width : (group + 1) * width]
+                values = mix[0] * values + mix[1] * more
             outputs.append(scores.softmax(0) @ values)
         heads.append(torch.stack(outputs))
     y = torch.cat(heads, dim=-1)  # (T, H Dh)

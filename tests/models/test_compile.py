@@ -55,13 +55,17 @@ def test_blocks_compile_once(model: Transformer, documents: bool) -> None:
         results = step(model, **options)
     for result, eager in zip(results, expected):
         torch.testing.assert_close(result, eager)
-    # All layers share one graph; where only some have a window, those with a mask have another.
-    kinds = 2 if model.config.sliding_window_pattern and not documents else 1
-    assert counters["stats"]["unique_graphs"] == kinds
+    # Layers that are given the same kinds of input share one graph.
+    config = model.config
+    kinds = {
+        (documents or config.layer_window(layer) is None, config.has_value_embedding(layer))
+        for layer in range(config.n_layers)
+    }
+    assert counters["stats"]["unique_graphs"] == len(kinds)
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("name", ["llama", "mixture", "additive", "cosine"])
+@pytest.mark.parametrize("name", ["llama", "mixture", "additive", "cosine", "modern"])
 def test_checkpointed_blocks_compile(name: str) -> None:
     """Activation checkpointing inside the compiled region, the mixture's loss included."""
     model = build(**VARIANTS[name]).train()

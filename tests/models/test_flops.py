@@ -43,6 +43,7 @@ def counted(config: TransformerConfig, seq_len: int) -> float:
         {"n_kv_heads": 2, "head_dim": 32, "qk_norm": True},
         {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "mlp_bias": True},
         {"tie_embeddings": False, "mlp": "geglu", "parallel_residual": True},
+        {"value_embeddings": True, "residual_scalars": True, "n_kv_heads": 2},
         {"n_experts": 8, "n_experts_per_token": 2},
         {"n_experts": 4, "n_experts_per_token": 1, "mlp": "relu2"},
     ],

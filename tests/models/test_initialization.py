@@ -74,7 +74,7 @@ def test_default_dtype_is_honoured() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("scheme", ["gpt2", "depth_scaled"])
+@pytest.mark.parametrize("scheme", ["gpt2", "depth_scaled", "zero_residual"])
 @pytest.mark.parametrize("n_experts", [0, 4])
 def test_spread(scheme: str, n_experts: int) -> None:
     model = Transformer(
@@ -94,14 +94,27 @@ def test_spread(scheme: str, n_experts: int) -> None:
         expected = 0.05
         if name.endswith(("attention.out.weight", "mlp.down.weight", "experts.down")):
             layer = int(name.split(".")[1])
-            expected /= math.sqrt(2 * (3 if scheme == "gpt2" else layer + 1))
+            expected /= math.sqrt(2 * (layer + 1 if scheme == "depth_scaled" else 3))
+            if scheme == "zero_residual":
+                expected = 0.0
         if "norm" in name:
             assert torch.equal(parameter, torch.ones_like(parameter))
         elif name.endswith("bias"):
             assert torch.equal(parameter, torch.zeros_like(parameter))
         else:
             assert parameter.std().item() == pytest.approx(expected, rel=0.1), name
-            assert abs(parameter.mean().item()) < 5 * expected / math.sqrt(parameter.numel())
+            assert abs(parameter.mean().item()) <= 5 * expected / math.sqrt(parameter.numel())
+
+
+def test_layers_start_as_the_identity() -> None:
+    model = Transformer(
+        config(initializer="zero_residual", value_embeddings=True, residual_scalars=True)
+    )
+    first = torch.nn.functional.rms_norm(model.embedding(inputs()), (16,), eps=1e-5)
+    hidden, _ = model.blocks[0](first, start=first)
+    assert torch.equal(hidden, first)
+    assert torch.equal(model.blocks[1].attention.value_mix.weight, torch.full((2,), 0.5))
+    assert model.value_embeddings["1"].weight.std().item() == pytest.approx(0.3, rel=0.2)
 
 
 def test_scores_start_where_they_should() -> None:

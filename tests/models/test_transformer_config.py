@@ -99,6 +99,28 @@ def test_layer_windows() -> None:
     config = TransformerConfig(sliding_window=8, sliding_window_pattern=3, n_layers=6)
     assert [config.layer_window(layer) for layer in range(6)] == [8, 8, None, 8, 8, None]
     assert TransformerConfig(sliding_window=8).layer_window(2) == 8
+    config = TransformerConfig(sliding_window=8, sliding_window_pattern="SSL", n_layers=5)
+    assert [config.layer_window(layer) for layer in range(5)] == [8, 8, None, 8, 8]
+
+
+def test_every_second_layer_has_value_embeddings() -> None:
+    for n_layers, expected in ((1, [0]), (4, [1, 3]), (5, [0, 2, 4])):
+        config = TransformerConfig(n_layers=n_layers, value_embeddings=True)
+        layers = [layer for layer in range(n_layers) if config.has_value_embedding(layer)]
+        assert layers == expected
+    assert not TransformerConfig().has_value_embedding(11)
+
+
+def test_value_embeddings_are_counted() -> None:
+    with torch.device("meta"):
+        plain = Transformer(TransformerConfig(n_layers=3, n_kv_heads=4))
+        config = TransformerConfig(
+            n_layers=3, n_kv_heads=4, value_embeddings=True, residual_scalars=True
+        )
+        model = Transformer(config)
+    more = 2 * (50257 * 4 * 64 + 2) + 3 * 2
+    assert model.num_parameters() == plain.num_parameters() + more
+    assert model.flops_per_token(1024) == plain.flops_per_token(1024)
 
 
 def test_unknown_preset() -> None:
@@ -160,6 +182,19 @@ LLAMA3 = {
         (
             {"sliding_window_pattern": 1, "sliding_window": 8},
             r"sliding_window_pattern=1 leaves no layer with a window",
+        ),
+        (
+            {"sliding_window_pattern": "SxL", "sliding_window": 8},
+            r"sliding_window_pattern='SxL' must be a number or letters S \(window\) and L",
+        ),
+        ({"sliding_window_pattern": ""}, r"sliding_window_pattern='' must be a number or letters"),
+        (
+            {"sliding_window_pattern": "LL", "sliding_window": 8},
+            r"sliding_window_pattern='LL' leaves no layer with a window",
+        ),
+        (
+            {"sliding_window_pattern": 2.5},
+            r"sliding_window_pattern=2.5 must be int \| str \| None, not float",
         ),
         (
             {"qk_norm": True, "attention_score": "cosine"},

@@ -182,3 +182,13 @@ def test_hugging_face_models(name: str, options: dict[str, Any], expected: dict[
     found = kinds(getattr(transformers, name.removesuffix("Text") + head)(config))
     assert expected.items() <= found.items()
     assert not [name for name, kind in found.items() if "norm" in name and kind != "vector"]
+
+
+def test_value_embeddings_and_learned_scalars_are_no_matrices() -> None:
+    config = TransformerConfig(
+        vocab_size=11, n_layers=2, dim=8, n_heads=2, value_embeddings=True, residual_scalars=True
+    )
+    found = kinds(Transformer(config))
+    assert found["value_embeddings.1.weight"] == "embedding"
+    assert found["blocks.1.attention.value_mix.weight"] == "vector"
+    assert found["blocks.0.residual_mix.weight"] == "vector"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lightning_llm.interop.hf.layout import TensorMap
@@ -36,6 +36,9 @@ class ExportError(ValueError):
 @dataclass(frozen=True)
 class Family:
     """One architecture of ``transformers``.
+
+    A field of ours that is named in none of ``requires``, ``fields``, ``converts`` and ``unused``
+    can be expressed at its default only.
 
     Args:
         model_type: ``config.json``'s ``model_type``.
@@ -78,6 +81,11 @@ class Family:
             if value not in allowed:
                 wanted = " or ".join(repr(option) for option in allowed)
                 found.append(f"{name}={value!r} ({self.model_type} has {wanted})")
+        named = {*self.requires, *self.fields, *self.converts, *self.unused, *TRAINING_FIELDS}
+        for option in fields(config):
+            value = getattr(config, option.name)
+            if option.name not in named and value != option.default:
+                found.append(f"{option.name}={value!r} ({self.model_type} has nothing like it)")
         return found + self.limits(config)
 
 
