@@ -15,12 +15,15 @@ from torch import Tensor
 
 from lightning_llm.losses.softmax_rows import LossTerms, loss_rows_
 
-# Logits of one chunk. A GPU wants at least a few thousand tokens per matrix product; a CPU is at
-# full speed from a few hundred, and the smaller the chunk the less memory.
-_CHUNK_BYTES = {"cpu": 32 * 2**20}
-_CHUNK_BYTES_ACCELERATOR = 2**30
+# Bytes of the logits of one chunk, at least and at most. A GPU wants a few thousand tokens per
+# matrix product; a CPU is at full speed from one or two hundred.
+_CHUNK_BYTES = {"cpu": (12 * 2**20, 32 * 2**20)}
+_CHUNK_BYTES_ACCELERATOR = (2**30, 2**30)
 _MIN_CHUNK = {"cpu": 128}
 _MIN_CHUNK_ACCELERATOR = 2048
+# Chunks whose weight gradients are summed in 16 bits before the sum is added in float32. float16
+# has the digits but not the range.
+_CHUNKS_PER_SUM = {torch.bfloat16: 8}
 
 
 class Gradients(NamedTuple):
@@ -51,15 +54,19 @@ def softmax_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def auto_chunk_size(num_tokens: int, vocab_size: int, dtype: torch.dtype, device_type: str) -> int:
-    """Tokens per chunk: as many as fit the memory budget of the device, in chunks of equal size."""
-    budget = _CHUNK_BYTES.get(device_type, _CHUNK_BYTES_ACCELERATOR)
+    """Tokens per chunk, in chunks of equal size: an eighth of them, within the device's bounds.
+
+    Eight is as many chunks as :class:`_WeightGradient` sums without a second sum.
+    """
+    bounds = _CHUNK_BYTES.get(device_type, _CHUNK_BYTES_ACCELERATOR)
     smallest = _MIN_CHUNK.get(device_type, _MIN_CHUNK_ACCELERATOR)
-    largest = max(smallest, budget // (vocab_size * dtype.itemsize))
+    least, most = (max(smallest, budget // (vocab_size * dtype.itemsize)) for budget in bounds)
+    largest = min(max(-(-num_tokens // 8), least), most)
     if num_tokens <= largest:
         return max(num_tokens, 1)
     n_chunks = -(-num_tokens // largest)
     even = -(-num_tokens // n_chunks)
-    return min(largest, -(-even // 64) * 64)
+    return min(largest, -(-even // 32) * 32)
 
 
 def _block_elements(device_type: str) -> int:
@@ -71,35 +78,74 @@ def _block_elements(device_type: str) -> int:
 
 
 class _WeightGradient:
-    """Sums the weight gradient of the chunks, in float32, and rounds once.
+    """Sums the weight gradient of the chunks with as few bytes and passes as its dtype allows.
 
-    A matrix product into float32 exists for float32 operands only, so products of 16-bit operands
-    go through a scratch block of a few thousand vocabulary rows.
+    A matrix product that adds onto a sum is one call. It sums in float32 inside, but the sum it
+    reads and writes has the dtype of its operands, except on CUDA. So elsewhere 16-bit chunks are
+    summed in 16 bits, a few at a time, and these sums in float32: with eight roundings of 2^-9 at
+    most, the error stays within about twice that of one product over all tokens.
     """
 
     def __init__(self, weight: Tensor, compute_dtype: torch.dtype, n_chunks: int) -> None:
-        self.dtype = weight.dtype
-        self.direct = compute_dtype == softmax_dtype(compute_dtype)
-        # One chunk is one product: nothing to sum up, nothing gained by float32.
-        self.single = n_chunks == 1 and compute_dtype == weight.dtype
-        dtype = weight.dtype if self.single else softmax_dtype(weight.dtype)
-        new = torch.empty if self.single else torch.zeros
-        self.total = new(weight.shape, dtype=dtype, device=weight.device)
+        self.weight = weight
+        self.wide = softmax_dtype(compute_dtype)
+        self.adds_wide = _adds_16_bit_products_in_float32(compute_dtype, weight.device)
+        dtype = self.wide if self.adds_wide else compute_dtype
+        if n_chunks == 1 and compute_dtype == weight.dtype:
+            dtype = weight.dtype  # one product: nothing to sum up, nothing gained by float32
+        self.part = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        self.in_part = 0  # chunks
+        self.most = n_chunks if dtype == self.wide else _CHUNKS_PER_SUM.get(dtype, 1)
+        self.total: Tensor | None = None  # of the parts that are full, in float32
 
     def add(self, logit_grad: Tensor, hidden: Tensor) -> None:
         """Adds ``logit_grad.T @ hidden`` for logit_grad (C, V) and hidden (C, D)."""
-        if self.single:
-            torch.mm(logit_grad.t(), hidden, out=self.total)
-        elif self.direct:
-            self.total.addmm_(logit_grad.t(), hidden)
+        if self.in_part == self.most:
+            self._close_part()
+        if self.part.dtype != hidden.dtype:
+            beta = 1 if self.in_part else 0
+            torch.addmm(
+                self.part,
+                logit_grad.t(),
+                hidden,
+                out_dtype=self.part.dtype,
+                beta=beta,
+                out=self.part,
+            )
+        elif self.in_part == 0:
+            torch.mm(logit_grad.t(), hidden, out=self.part)
         else:
-            step = max(1, _block_elements(hidden.device.type) // hidden.shape[1])
-            for start in range(0, self.total.shape[0], step):
-                block = logit_grad[:, start : start + step]
-                self.total[start : start + step].add_(torch.mm(block.t(), hidden))
+            self.part.addmm_(logit_grad.t(), hidden)
+        self.in_part += 1
+
+    def _close_part(self) -> None:
+        if self.total is None:
+            self.total = self.part.to(self.wide)
+        else:
+            self.total.add_(self.part)
+        self.in_part = 0
 
     def result(self) -> Tensor:
-        return self.total.to(self.dtype)
+        """The sum in the dtype of the weight, (V, D)."""
+        if self.in_part == 0 and self.total is None:
+            return self.part.zero_().to(self.weight.dtype)  # no tokens
+        if self.total is None:
+            return self.part.to(self.weight.dtype)
+        self._close_part()
+        # Into memory that is there already, where the dtype is right.
+        same = self.part.dtype == self.weight.dtype
+        return self.part.copy_(self.total) if same else self.total.to(self.weight.dtype)
+
+
+def _adds_16_bit_products_in_float32(dtype: torch.dtype, device: torch.device) -> bool:
+    """cuBLAS does, through ``addmm(out_dtype=)``, from compute capability 8 (Ampere) on."""
+    return (
+        device.type == "cuda"
+        and dtype.itemsize == 2
+        and torch.version.hip is None
+        and "dtype_out" in torch.ops.aten.addmm.overloads()
+        and torch.cuda.get_device_capability(device)[0] >= 8
+    )
 
 
 @cache
@@ -213,13 +259,15 @@ def chunked_cross_entropy(
         _logit_gradient_(
             logits, labels[part], wide_bias, weights, terms, wanted.any, loss[part], nll[part]
         )
-        if grad_hidden is not None:
+        if grad_hidden is not None and grad_hidden.dtype == compute_dtype:
+            torch.mm(logits, head, out=grad_hidden[part])
+        elif grad_hidden is not None:
             grad_hidden[part] = torch.mm(logits, head)
         if grad_weight is not None:
             grad_weight.add(logits, states)
         if grad_bias is not None:
             grad_bias += logits.sum(dim=0, dtype=wide)
-    del buffer  # before the last copies below, which would otherwise sit on top of it
+    del buffer, head  # before the last copies below, which would otherwise sit on top of them
     return (
         loss,
         nll,

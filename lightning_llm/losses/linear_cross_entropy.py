@@ -48,8 +48,9 @@ def linear_cross_entropy(
             https://arxiv.org/abs/2408.00118).
         reduction: ``"sum"``; ``"mean"`` over tokens that count, 0 where none does; ``"none"``.
             ``"none"`` computes the logits again in the backward pass.
-        chunk_size: tokens whose logits exist at a time; by default what fits 32 MiB on a CPU and
-            1 GiB on an accelerator, but at least 128 and 2,048 tokens.
+        chunk_size: tokens whose logits exist at a time. By default an eighth of them on a CPU,
+            within 12 and 32 MiB of logits, and what fits 1 GiB on an accelerator; but at least 128
+            and 2,048 tokens.
 
     Returns:
         The loss in float32 (float64 for float64 inputs): scalar, or (N,) for ``"none"``.
