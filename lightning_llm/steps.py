@@ -26,6 +26,7 @@ from lightning_llm.callbacks._batch import targets_of as known_targets_of
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value
 from lightning_llm.callbacks._lazy_sum import LazySum
 from lightning_llm.callbacks._log_point import LogPoint
+from lightning_llm.callbacks._run_length import total_steps
 
 
 def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
@@ -195,7 +196,9 @@ class TokenLossModule(L.LightningModule):
         sums = torch.stack((nll, tokens))
         if self._data_parallel_size() > 1:
             sums = _sum_over_ranks(sums)
-        norm = self._grad_norm
+        norm: Any = self._grad_norm
+        if hasattr(norm, "full_tensor"):  # of sharded gradients
+            norm = norm.full_tensor()
         return sums if norm is None else torch.cat((sums, norm.to(sums.dtype).reshape(1)))
 
     # ------------------------------------------------------------------ evaluation
@@ -267,7 +270,7 @@ class TokenLossModule(L.LightningModule):
         waiting = [s for s in schedulers if getattr(s, "needs_total_steps", False)]
         if not waiting:
             return
-        total = _total_steps(trainer)
+        total = total_steps(trainer)
         if total is None:
             raise ValueError(
                 f"{type(waiting[0]).__name__} needs the length of the run: set trainer.max_steps, "
@@ -314,17 +317,3 @@ def _sum_over_ranks(value: Tensor) -> Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value
-
-
-def _total_steps(trainer: L.Trainer) -> int | None:
-    """Optimizer steps of the whole run.
-
-    `Trainer.estimated_stepping_batches` is not read on purpose: it sets the loaders up before
-    their state is restored, and a resumed run then loses its place in the data.
-    """
-    if trainer.max_steps != -1:
-        return trainer.max_steps
-    batches, epochs = trainer.num_training_batches, trainer.max_epochs
-    if epochs in (None, -1) or math.isinf(batches):
-        return None
-    return math.ceil(batches / trainer.accumulate_grad_batches) * epochs

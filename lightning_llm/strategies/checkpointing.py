@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -34,32 +35,36 @@ _ATTENTION = (
 )
 
 
-def call_plain(block: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+def call_plain(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Calls a block, hooks included, past whatever ``block(...)`` is redirected to."""
     return block._call_impl(*args, **kwargs)
 
 
-def call_full(block: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Keeps the block's inputs only; the backward pass runs its forward once more."""
-    if not torch.is_grad_enabled():
-        return block._call_impl(*args, **kwargs)
-    return checkpoint(block._call_impl, *args, use_reentrant=False, **kwargs)
+def call_forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Calls a block without its hooks, past whatever ``block.forward`` is redirected to."""
+    return type(block).forward(block, *args, **kwargs)
 
 
-def call_selective(block: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Keeps the outputs of attention and of every second matrix product."""
-    if not torch.is_grad_enabled():
-        return block._call_impl(*args, **kwargs)
-    return checkpoint(
-        block._call_impl, *args, use_reentrant=False, context_fn=_selective_contexts, **kwargs
-    )
+def checkpointed(
+    call: Callable[..., Any], activation_checkpointing: ActivationCheckpointing
+) -> Callable[..., Any]:
+    """Makes a call of a block keep less for the backward pass.
 
+    ``"full"`` keeps the block's inputs only; the backward pass runs its forward once more.
+    ``"selective"`` keeps the outputs of attention and of every second matrix product.
+    """
+    if activation_checkpointing == "none":
+        return call
+    options: dict[str, Any] = {"use_reentrant": False}
+    if activation_checkpointing == "selective":
+        options["context_fn"] = _selective_contexts
 
-CALLS: dict[ActivationCheckpointing, Callable[..., Any]] = {
-    "none": call_plain,
-    "full": call_full,
-    "selective": call_selective,
-}
+    def call_checkpointed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return call(block, *args, **kwargs)
+        return checkpoint(call, block, *args, **options, **kwargs)
+
+    return call_checkpointed
 
 
 def _selective_contexts() -> Any:

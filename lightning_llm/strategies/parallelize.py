@@ -18,7 +18,12 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_llm.strategies.blocks import find_blocks
-from lightning_llm.strategies.checkpointing import CALLS, ActivationCheckpointing
+from lightning_llm.strategies.checkpointing import (
+    ActivationCheckpointing,
+    call_forward,
+    call_plain,
+    checkpointed,
+)
 
 # One compiled function serves all blocks of a model. Each kind of block (with and without a
 # window), training and evaluation, and a smaller last batch need a version of it.
@@ -56,14 +61,13 @@ class BlockOptions:
         self.compile = compile is not False
         self.activation_checkpointing = activation_checkpointing
         self.block_class = block_class
-        self.call = CALLS[activation_checkpointing]
         self.options = _compile_options(compile)
         if self.options.get("backend") == "eager" and activation_checkpointing != "none":
             raise ValueError(
                 f"backend='eager' with activation_checkpointing={activation_checkpointing!r} drops "
                 f"other units in the repetition than it dropped before; use backend='aot_eager'"
             )
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: dict[bool, Callable[..., Any]] = {}
         self._blocks: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
 
@@ -85,8 +89,13 @@ class BlockOptions:
                 f"mode='max-autotune-no-cudagraphs', or no accumulation"
             )
 
-    def apply(self, module: nn.Module) -> None:
+    def apply(self, module: nn.Module, *, inside_hooks: bool = False) -> None:
         """Redirects the calls of every block; compilation itself happens at the first call.
+
+        Args:
+            module: Holds the blocks.
+            inside_hooks: Leave the hooks of the blocks out of what is compiled and repeated: those
+                of FSDP gather the weights before the block runs.
 
         Raises:
             ValueError: The module has no repeated blocks that could be found.
@@ -94,26 +103,39 @@ class BlockOptions:
         self.undo()
         if not self.compile and self.activation_checkpointing == "none":
             return
-        run = self.call
+        plain = call_forward if inside_hooks else call_plain
+        run = checkpointed(plain, self.activation_checkpointing)
         if self.compile:
             # Kept over stages and runs, so that a second fit finds its code compiled.
-            self._compiled = self._compiled or torch.compile(self.call, **self.options)
-            run = self._compiled
+            if inside_hooks not in self._compiled:
+                self._compiled[inside_hooks] = torch.compile(run, **self.options)
+            run = self._compiled[inside_hooks]
         self._blocks = find_blocks(module, self.block_class)
         self._handles = _without_needless_caches(module)
         for block in self._blocks:
-            block._compiled_call_impl = partial(_dispatch, run, block)
+            redirected = partial(_dispatch, run, plain, block)
+            if inside_hooks:
+                block.forward = redirected
+            else:
+                block._compiled_call_impl = redirected
 
     def undo(self) -> None:
         """Gives every block its plain call back."""
         for block in self._blocks:
             block._compiled_call_impl = None
+            block.__dict__.pop("forward", None)
         for handle in self._handles:
             handle.remove()
         self._blocks, self._handles = [], []
 
 
-def _dispatch(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _dispatch(
+    run: Callable[..., Any],
+    plain: Callable[..., Any],
+    block: nn.Module,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Runs a block compiled or checkpointed, unless it decodes with a cache.
 
     A cache has another length at every token, which would be compiled anew each time, and a
@@ -126,7 +148,7 @@ def _dispatch(run: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: A
                 f"compiled nor checkpointed; call the model with use_cache=False",
                 stacklevel=2,
             )
-        return block._call_impl(*args, **kwargs)
+        return plain(block, *args, **kwargs)
     return run(block, *args, **kwargs)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing_extensions import override
 
 from lightning_llm.plugins.io.durable import sweep, write_checkpoint
 from lightning_llm.plugins.io.sealed_file import local_path, read_checkpoint
+from lightning_llm.plugins.io.sharded import is_sharded, read_sharded
+from lightning_llm.plugins.io.sharded_save import remove_folder
 from lightning_llm.plugins.io.snapshot import snapshot
 
 
@@ -74,7 +75,7 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Callable[..., Any] | str | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Verify a file and load it as plain data.
+        """Verify a file, or a folder of shards, and load it as plain data.
 
         Raises:
             DamagedCheckpointError: The file is not what was written, or holds more than data.
@@ -86,6 +87,8 @@ class AtomicCheckpointIO(CheckpointIO):
                 "Convert the file once with torch.load in a place where that is harmless"
             )
         self._wait()
+        if is_sharded(local_path(path)):
+            return read_sharded(local_path(path))
         return read_checkpoint(path, map_location=map_location or "cpu")
 
     @override
@@ -94,7 +97,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._wait()
         target = local_path(path)
         if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
+            remove_folder(target)
         else:
             target.unlink(missing_ok=True)
 

@@ -43,7 +43,7 @@ def write_checkpoint(checkpoint: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except Exception as error:
         # A full disk reaches us as a RuntimeError of the archive's writer.
         cause = (writer and writer.error) or error
@@ -91,7 +91,7 @@ def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
             temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Force a rename to the disk; some network file systems cannot, and need not."""
     handle = os.open(folder, os.O_RDONLY)
     try:
