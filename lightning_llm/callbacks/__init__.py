@@ -12,6 +12,8 @@ from lightning_llm.callbacks.random_state import RandomState
 from lightning_llm.callbacks.sample_text import SampleText
 from lightning_llm.callbacks.save_at_end import SaveAtEnd
 from lightning_llm.callbacks.speed_monitor import SpeedMonitor
+from lightning_llm.callbacks.startup_banner import StartupBanner
+from lightning_llm.callbacks.token_progress_bar import TokenProgressBar
 
 __all__ = [
     "PerplexityMonitor",
@@ -24,4 +26,6 @@ __all__ = [
     "Preemption",
     "RandomState",
     "GarbageCollection",
+    "TokenProgressBar",
+    "StartupBanner",
 ]

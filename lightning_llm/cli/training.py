@@ -20,7 +20,11 @@ from lightning_llm.cli.recipe import (
 )
 from lightning_llm.cli.recipe_text import install_guard
 from lightning_llm.cli.resume import Resume, checkpoint_to_resume
-from lightning_llm.cli.safeguards import missing_callbacks, save_atomically
+from lightning_llm.cli.safeguards import (
+    missing_callbacks,
+    missing_progress_bar,
+    save_atomically,
+)
 
 
 def run_training(command: str, arguments: list[str]) -> int:
@@ -122,11 +126,12 @@ class RecipeCLI(LightningCLI):
     def _instantiate_trainer(
         self, config: dict[str, Any], callbacks: list[L.Callback]
     ) -> L.Trainer:
-        """Build the trainer with the safeguards the recipe leaves to the command line."""
+        """Build the trainer with what the recipe leaves to the command line."""
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         if self.command == "fit":
             callbacks = [*callbacks, *missing_callbacks(given)]
+        callbacks += missing_progress_bar(given, config.get("enable_progress_bar"))
         trainer = super()._instantiate_trainer(config, callbacks)
         save_atomically(trainer)
         return trainer

@@ -1,0 +1,130 @@
+"""What a run is made of, said once before its first step."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_llm.callbacks._batch import field
+from lightning_llm.callbacks._console import short_number
+from lightning_llm.callbacks._run_length import total_steps
+
+
+class StartupBanner(Callback):
+    """Prints a few lines at the first batch: model, precision, compilation, strategy, step, run.
+
+    The last line names what could make the run faster and is off. Rank zero prints, to standard
+    error. Works with any LightningModule.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_due = False
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_due = trainer.is_global_zero
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._is_due:
+            self._is_due = False
+            sys.stderr.write(describe_run(trainer, pl_module, batch) + "\n")
+            sys.stderr.flush()
+
+
+def describe_run(trainer: Trainer, pl_module: LightningModule, batch: Any) -> str:
+    """The text of the banner.
+
+    Args:
+        trainer: The trainer, in the first step.
+        pl_module: Its module.
+        batch: The first batch; tokens are counted if it has ``input_ids`` (B, T).
+    """
+    total, trained = _parameters(pl_module)
+    frozen = "" if trained == total else f" ({short_number(trained)} trained)"
+    strategy = trainer.strategy
+    device = strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    packing = getattr(getattr(trainer, "datamodule", None), "packing", None)
+    facts = [
+        f"precision {trainer.precision}",
+        f"compile {'on' if _is_compiled(pl_module, strategy) else 'off'}",
+        f"strategy {type(strategy).__name__}",
+        *([f"packing {packing}"] if isinstance(packing, str) else []),
+    ]
+    lines = [
+        f"{type(pl_module).__name__}: {short_number(total)} parameters{frozen} "
+        f"on {trainer.world_size} x {name}",
+        "  ".join(facts),
+        _step_and_run(trainer, batch),
+    ]
+    off = _could_be_on(trainer, pl_module, packing)
+    if off:
+        lines.append("could be on: " + "; ".join(off))
+    return "\n  ".join(lines)
+
+
+def _parameters(module: torch.nn.Module) -> tuple[int, int]:
+    """All parameters and those that are trained; sharded ones count in full."""
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+
+
+def _step_and_run(trainer: Trainer, batch: Any) -> str:
+    steps = total_steps(trainer)
+    run = "without end" if steps is None else f"{steps:,} steps"
+    ids = field(batch, "input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        return f"run: {run}"
+    sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
+    replicas, micro = sampler.get("num_replicas", 1), trainer.accumulate_grad_batches
+    rows, length = ids.shape
+    per_step = rows * length * micro * replicas
+    factors = [f"{rows} x {length:,}"]
+    factors += [f"{micro} micro-batches"] if micro > 1 else []
+    factors += [f"{replicas} ranks"] if replicas > 1 else []
+    if steps is not None:
+        run += f", {short_number(steps * per_step)} tokens"
+    return f"step: {per_step:,} tokens ({', '.join(factors)})  run: {run}"
+
+
+def _is_compiled(pl_module: LightningModule, strategy: Any) -> bool:
+    options = getattr(strategy, "blocks", None)
+    if options is not None and hasattr(options, "compile"):
+        return bool(options.compile)
+    return any(
+        module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+        for module in pl_module.modules()
+    )
+
+
+def _could_be_on(trainer: Trainer, pl_module: LightningModule, packing: Any) -> list[str]:
+    device = trainer.strategy.root_device
+    off = []
+    if not _is_compiled(pl_module, trainer.strategy):
+        kind = "DDPStrategy" if trainer.world_size > 1 else "SingleDeviceStrategy"
+        off.append(f"compile=True of lightning_llm.strategies.{kind}")
+    if str(trainer.precision).startswith("32") and _multiplies_bf16(device):
+        off.append("precision bf16-mixed")
+    if packing == "pad":
+        off.append("packing concat or best_fit")
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    if device.type == "cuda" and any(group.get("fused", True) in (None, False) for group in groups):
+        off.append("fused=True of the optimizer")
+    return off
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has matrix instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return device.type == "cpu" and has_tiles is not None and bool(has_tiles())
