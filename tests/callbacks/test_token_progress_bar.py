@@ -51,14 +51,15 @@ def test_one_line_per_log_point_in_a_file(capsys: pytest.CaptureFixture[str]) ->
     lines = [line for line in text.splitlines() if line.startswith("step")]
     assert [line.split("  ")[0] for line in lines] == ["step 2/6", "step 4/6", "step 6/6"]
     loss = sum(module.losses[4:8]) / 4
-    assert f"loss {loss:.4g}  perplexity {math.exp(loss):.4g}  0:00 left" in lines[1]
+    assert f"loss {loss:.4g}  perplexity {math.exp(loss):.4g}  " in lines[1]
+    assert re.search(r"  \d+:\d\d left$", lines[1])
     assert "66%" in lines[1]
     assert re.search(r"\d+ tokens  [\d.]+[kM]? tokens/s", lines[1])
     (results,) = [line for line in text.splitlines() if line.startswith("validation")]
     assert re.fullmatch(
-        r"validation at step 6  val_loss [\d.]+  val_perplexity [\d.]+  took 0:00", results
+        r"validation at step 6  val_loss [\d.]+  val_perplexity [\d.]+  took \d+:\d\d", results
     )
-    assert re.search(r"^6 steps in 0:\d\d$", text, re.MULTILINE)
+    assert re.search(r"^6 steps in \d+:\d\d$", text, re.MULTILINE)
 
 
 def test_speed_and_tokens_are_those_of_the_speed_monitor(
