@@ -29,6 +29,7 @@ MEASURES = {
     "run": ("train", "training throughput of all contenders on the same work"),
     "ladder": ("ladder", "the gain of each technique alone and stacked, in tokens of text/s"),
     "steps_to_loss": ("steps_to_loss", "steps that Muon needs to AdamW's loss, several seeds"),
+    "architecture": ("architecture", "steps that each part of a modern architecture saves"),
     "loss": ("loss", "extra memory and time of the chunked loss beside whole logits"),
     "tokenize": ("tokenize", "MB/s of encode_texts beside the tokenizers library and tiktoken"),
     "loader": ("loader", "tokens/s of the loader beside other ways to read a token file"),

@@ -29,6 +29,7 @@ _HEADINGS = {
     "run": "Training",
     "ladder": "How to train faster: the ladder",
     "steps_to_loss": "Steps to the same loss",
+    "architecture": "Parts of a modern architecture",
     "loss": "Loss",
     "tokenize": "Tokenizing",
     "loader": "Loading",
@@ -149,6 +150,11 @@ def _gain(row: Row) -> str:
     return f"{1 / row['ratio']:.2f} ({1 / high:.2f} to {1 / low:.2f})"
 
 
+def _steps(row: Row) -> str:
+    steps = row.get("steps_to_loss", "")
+    return "not reached" if steps is None else str(steps)
+
+
 def _mebibytes(value: float | None) -> str:
     return "" if value is None else f"{value / 2**20:,.0f}"
 
@@ -166,6 +172,6 @@ _COLUMNS: dict[str, _Column] = {
     "seconds": (lambda _: "seconds", lambda row: _significant(row["median_seconds"])),
     "milliseconds": (lambda _: "ms", lambda row: f"{row['median_seconds'] * 1e3:.3f}"),
     "cpu": (lambda _: "ms of processor", lambda row: f"{row['median_cpu_seconds'] * 1e3:.3f}"),
-    "steps": (lambda _: "steps to the loss", lambda row: str(row.get("steps_to_loss", ""))),
+    "steps": (lambda _: "steps to the loss", _steps),
     "last_loss": (lambda _: "last loss", lambda row: f"{row['losses'][-1]:.3f}"),
 }

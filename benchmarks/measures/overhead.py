@@ -56,7 +56,10 @@ class Repeated:
 
 
 def _batch() -> dict[str, Tensor]:
-    return {"input_ids": torch.zeros(1, 1, dtype=torch.long), "labels": torch.zeros(1, 1).long()}
+    return {
+        "input_ids": torch.zeros(1, 1, dtype=torch.long),
+        "shift_labels": torch.zeros(1, 1, dtype=torch.long),
+    }
 
 
 def _bare(device: str, pacer: Pacer) -> None:
@@ -127,7 +130,7 @@ def _logging_each_step(device: str, pacer: Pacer) -> None:
 
 def _ours(device: str, pacer: Pacer) -> None:
     """Our steps and callbacks, with progress bar, logger and checkpoint callback."""
-    from lightning_llm.callbacks import GarbageCollection, SpeedMonitor
+    from lightning_llm.callbacks import GarbageCollection, SpeedMonitor, TokenProgressBar
     from lightning_llm.steps import TokenLossModule
 
     class OneWeightTokens(TokenLossModule):
@@ -138,12 +141,12 @@ def _ours(device: str, pacer: Pacer) -> None:
             self.weight = torch.nn.Parameter(torch.ones(1))
 
         def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-            return self.weight.square().sum(), (batch["labels"] != -100).sum()
+            return self.weight.square().sum(), (batch["shift_labels"] != -100).sum()
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.parameters(), foreach=True)
 
-    callbacks = [SpeedMonitor(), GarbageCollection()]
+    callbacks = [SpeedMonitor(), GarbageCollection(), TokenProgressBar()]
     _fit(OneWeightTokens(), device, pacer, logger=CSVLogger("logs"), callbacks=callbacks)
 
 

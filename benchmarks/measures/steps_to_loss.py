@@ -28,21 +28,32 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--train-steps", type=int, default=600)
     parser.add_argument("--lr-adamw", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument("--lr-muon", type=float, nargs="+", default=[3e-3, 1e-2])
+    add_sizes(parser, batch=16)
+
+
+def add_sizes(parser: ArgumentParser, *, batch: int) -> None:
+    """Declare the sizes of the model and of its batch."""
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seq-len", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=batch)
+
+
+def write_store(folder: Path, *, quick: bool) -> Path:
+    """Write the bytes of the Python standard library as a store and return its folder."""
+    from lightning_llm.data import TokenStoreWriter
+
+    with TokenStoreWriter(folder / "store", vocab_size=BYTES) as writer:
+        for text in read_texts(None, 400_000 if quick else 8_000_000):
+            writer.add(np.frombuffer(text.encode(), np.uint8))
+    return folder / "store"
 
 
 def plan(args: Namespace, folder: Path) -> list[Plan]:
     """Write the bytes of the Python standard library as a store, then plan the runs."""
-    from lightning_llm.data import TokenStoreWriter
-
-    with TokenStoreWriter(folder / "store", vocab_size=BYTES) as writer:
-        for text in read_texts(None, 400_000 if args.quick else 8_000_000):
-            writer.add(np.frombuffer(text.encode(), np.uint8))
+    store = write_store(folder, quick=args.quick)
     sizes = {"dim": args.dim, "layers": args.layers, "seq_len": args.seq_len, "batch": args.batch}
-    options = {**sizes, "store": str(folder / "store"), "device": args.device}
+    options = {**sizes, "store": str(store), "device": args.device}
     seeds = args.seeds[:1] if args.quick else args.seeds
     rates = {"adamw": args.lr_adamw, "muon": args.lr_muon}
     tasks = [
@@ -85,23 +96,32 @@ def finish(rows: list[Row]) -> None:
         row["steps_to_loss"] = steps_until(row["losses"], min(rivals)) if rivals else None
 
 
-def steps_until(losses: list[float], goal: float) -> int | None:
-    """Return the steps after which the mean loss of a round is at the goal, or None."""
+def steps_until(losses: list[float], goal: float, steps: int = STEPS) -> int | None:
+    """Return the steps until the mean loss of a round of ``steps`` is at the goal, or None."""
     for place, loss in enumerate(losses):
         if loss <= goal:
-            return (place + 1) * STEPS
+            return (place + 1) * steps
     return None
 
 
 def run(options: dict[str, Any], pacer: Pacer) -> None:
-    """Train once: warm-up, then a constant rate, then down to zero over the last fifth."""
+    """Train once.
+
+    Args:
+        options: Sizes, store, seed, optimizer, rate; ``schedule``: ``"wsd"`` (warm-up, constant
+            rate, down to zero over the last fifth; the default) or ``"cosine"`` (down to a tenth).
+            ``fields`` are further fields of the model.
+        pacer: Told after each step.
+    """
     from lightning_llm import CausalLM
     from lightning_llm.data import TokenStore
     from lightning_llm.data.loader import TokenLoader
     from lightning_llm.data.packing import ConcatWindows
     from lightning_llm.models import TransformerConfig
-    from lightning_llm.optim import AdamW, Muon, WarmupStableDecay
+    from lightning_llm.optim import AdamW, Muon, WarmupCosine, WarmupStableDecay
 
+    schedules = {"wsd": WarmupStableDecay, "cosine": WarmupCosine}
+    schedule = schedules[options.get("schedule", "wsd")]
     optimizer = {"adamw": AdamW, "muon": Muon}[options["optimizer"]]
     rows = ConcatWindows(TokenStore(options["store"]), options["seq_len"])
     loader = TokenLoader(
@@ -119,11 +139,12 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
         n_layers=options["layers"],
         dim=options["dim"],
         n_heads=options["dim"] // 32,
+        **options.get("fields", {}),
     )
     module = CausalLM(
         config,
         optimizer=lambda groups: optimizer(groups, lr=options["lr"]),
-        lr_scheduler=lambda built: WarmupStableDecay(built, warmup_steps=0.05),
+        lr_scheduler=lambda built: schedule(built, warmup_steps=0.05),
     )
     Trainer(
         accelerator="gpu" if options["device"] == "cuda" else "cpu",

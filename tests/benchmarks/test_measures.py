@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from benchmarks.cli import MEASURES, build_parser, main
-from benchmarks.measures import generate, ladder, loss, overhead, steps_to_loss, tokenize
+from benchmarks.measures import (
+    architecture,
+    generate,
+    ladder,
+    loss,
+    overhead,
+    steps_to_loss,
+    tokenize,
+)
 from benchmarks.pacing import Message, Pace, Pacer, UnavailableError
 from benchmarks.plan import Plan
 from benchmarks.race import Task
@@ -161,6 +169,31 @@ def test_steps_to_the_best_rival_of_the_same_seed() -> None:
     steps_to_loss.finish(rows)
     assert rows[3]["steps_to_loss"] == 20
     assert rows[4]["steps_to_loss"] is None
+
+
+def test_parts_of_the_architecture_alone_and_together(tmp_path: Path) -> None:
+    words = ("--layers", "2", "--dim", "32", "--seq-len", "16")
+    [plan] = plans_of("architecture", *words, folder=tmp_path)
+    tasks = {task.label.partition(",")[0]: task for task in plan.tasks}
+    alone = [task.options for name, task in tasks.items() if name not in ("plain", "all")]
+    fields = {key: value for options in alone for key, value in options.get("fields", {}).items()}
+    assert tasks["all"].options["fields"] == fields
+    assert not {"fields"} & set(tasks["plain"].options)
+    losses = {name: run_here(tasks[name])[1]["losses"] for name in ("plain", "WSD", "all")}
+    assert losses["plain"] == losses["WSD"]  # the first step of both schedules is the same
+    assert losses["plain"] != losses["all"]
+
+
+def test_steps_to_the_plain_model_of_the_same_seed() -> None:
+    rows: list[dict[str, Any]] = [
+        {"label": "plain, seed 1", "losses": [4.0, 3.0, 2.0]},
+        {"label": "plain, seed 2", "losses": [4.0, 3.0, 1.0]},
+        {"label": "Muon, seed 1", "losses": [3.0, 1.9, 1.8]},
+        {"label": "Muon, seed 2", "losses": [3.0, 1.9, 1.8]},
+        {"label": "WSD, seed 1", "status": "failed"},
+    ]
+    architecture.finish(rows)
+    assert [row.get("steps_to_loss", 0) for row in rows] == [0, 0, 40, None, 0]
 
 
 def test_the_command_writes_a_result(tmp_path: Path, capsys: Any) -> None:
