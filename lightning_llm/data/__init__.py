@@ -6,19 +6,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_llm.data.chat_datamodule import ChatDataModule
+    from lightning_llm.data.qa_datamodule import QADataModule
     from lightning_llm.data.store import TokenStore
     from lightning_llm.data.store_writer import TokenStoreWriter
     from lightning_llm.data.text_datamodule import TextDataModule
     from lightning_llm.data.tokenizer import TokenizerSpec
+    from lightning_llm.data.translation_datamodule import TranslationDataModule
 
 _LAZY = {
+    "ChatDataModule": "lightning_llm.data.chat_datamodule",
+    "QADataModule": "lightning_llm.data.qa_datamodule",
     "TextDataModule": "lightning_llm.data.text_datamodule",
     "TokenStore": "lightning_llm.data.store",
     "TokenStoreWriter": "lightning_llm.data.store_writer",
     "TokenizerSpec": "lightning_llm.data.tokenizer",
+    "TranslationDataModule": "lightning_llm.data.translation_datamodule",
 }
 
-__all__ = ["TextDataModule", "TokenStore", "TokenStoreWriter", "TokenizerSpec"]
+__all__ = [
+    "TextDataModule",
+    "ChatDataModule",
+    "TranslationDataModule",
+    "QADataModule",
+    "TokenStore",
+    "TokenStoreWriter",
+    "TokenizerSpec",
+]
 
 
 def __getattr__(name: str) -> Any:

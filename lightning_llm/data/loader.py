@@ -129,7 +129,7 @@ class TokenLoader:
         for batch in self._batches(self._step):
             self._step += 1
             if self.pin_memory:
-                batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+                batch = {name: _pinned(value) for name, value in batch.items()}
             yield batch
 
     def _batches(self, first: int) -> Iterator[Batch]:
@@ -248,6 +248,28 @@ class _Indices:
 
     def __len__(self) -> int:
         return len(self._loader) - self._first
+
+
+def place_of(trainer: Trainer | None) -> dict[str, Any]:
+    """Return what a `TokenLoader` has to know of where it runs; nothing outside Lightning."""
+    if trainer is None:
+        return {}
+    # Data-parallel ranks where the strategy tells them apart: tensor-parallel ranks of one group
+    # read the same batches.
+    ranks = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {
+        "num_replicas": trainer.world_size,
+        "rank": trainer.global_rank,
+    }
+    return {
+        "rank": ranks["rank"],
+        "world_size": ranks["num_replicas"],
+        "pin_memory": trainer.strategy.root_device.type == "cuda",
+        "trainer": trainer,
+    }
+
+
+def _pinned(value: Any) -> Any:
+    return value.pin_memory() if isinstance(value, torch.Tensor) else value  # texts stay
 
 
 def _as_it_is(batch: Batch) -> Batch:

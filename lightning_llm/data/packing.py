@@ -186,12 +186,26 @@ class PackedDocuments:
         self.one_per_row, self.pad_id = one_per_row, pad_id
         # Piece p reads tokens [starts[p], starts[p] + lengths[p]); row r holds the pieces
         # [row_offsets[r], row_offsets[r + 1]).
-        self.starts, self.lengths = _cut(store.document_offsets, seq_len)
+        self.starts, self.lengths = self._pieces()
         if one_per_row:
             self.row_offsets = np.arange(len(self.starts) + 1)
             return
-        order, self.row_offsets = best_fit(self.lengths, seq_len)
+        order, self.row_offsets = self._arranged()
         self.starts, self.lengths = self.starts[order], self.lengths[order]
+
+    def _pieces(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Return the first token and the length of each piece."""
+        return _cut(self.store.document_offsets, self.seq_len)
+
+    def _arranged(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the pieces row by row, and where each row's pieces start in that order."""
+        return best_fit(self.lengths, self.seq_len)
+
+    def _labels(
+        self, stream: np.ndarray, token: npt.NDArray[np.int64]
+    ) -> np.ndarray | npt.NDArray[np.int64]:
+        """Return the targets at places of the stream."""
+        return stream[token]
 
     @property
     def fingerprint(self) -> dict[str, str | int | bool]:
@@ -228,7 +242,9 @@ class PackedDocuments:
         stream = self.store.tokens(0, self.store.num_tokens)
         batch = {
             "input_ids": self._scatter(cell, stream[token], len(rows), self.pad_id),
-            "shift_labels": self._scatter(cell, stream[token + 1], len(rows), IGNORE_INDEX),
+            "shift_labels": self._scatter(
+                cell, self._labels(stream, token + 1), len(rows), IGNORE_INDEX
+            ),
         }
         if not self.one_per_row:
             ordinal = np.arange(len(pieces)) - (np.cumsum(counts) - counts)[place]

@@ -23,7 +23,7 @@ from lightning_llm.data.readers_base import (
     strip_bom,
 )
 
-_MAX_LINE_BYTES = 1 << 30
+MAX_LINE_BYTES = 1 << 30
 _PARQUET_ROWS = 256
 
 
@@ -60,14 +60,14 @@ def read_jsonl(
     """
     offset = 0
     with open_bytes(path) as stream:
-        for number, raw in enumerate(iter(lambda: stream.readline(_MAX_LINE_BYTES), b""), 1):
+        for number, raw in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
             where = f"{path}:{number}"
-            if len(raw) == _MAX_LINE_BYTES:
-                raise ValueError(f"{where}: the line is longer than {_MAX_LINE_BYTES} bytes.")
+            if len(raw) == MAX_LINE_BYTES:
+                raise ValueError(f"{where}: the line is longer than {MAX_LINE_BYTES} bytes.")
             line = strip_bom(raw) if number == 1 else raw
             if line.strip():
                 try:
-                    text = _parse_line(line, where, offset + len(raw) - len(line), errors)
+                    text = parse_line(line, where, offset + len(raw) - len(line), errors)
                     text = check_text(_field(text, text_field, where), text_field, where, errors)
                 except InvalidTextError:
                     if errors != "skip":
@@ -78,7 +78,12 @@ def read_jsonl(
             offset += len(raw)
 
 
-def _parse_line(line: bytes, where: str, offset: int, errors: DecodeErrors) -> Any:
+def parse_line(line: bytes, where: str, offset: int, errors: DecodeErrors) -> Any:
+    """Return the JSON value of a line; ``offset`` is that of the line in its file.
+
+    Raises:
+        ValueError: It is no JSON, or not UTF-8; ``where`` is named.
+    """
     try:
         decoded = line.rstrip().decode("utf-8", "replace" if errors == "replace" else "strict")
     except UnicodeDecodeError as error:
@@ -113,7 +118,7 @@ def read_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _seekable(path) as source:
+    with seekable(path) as source:
         try:
             with pq.ParquetFile(source, buffer_size=1 << 20) as file:
                 _check_column(file.schema_arrow, text_field, path)
@@ -132,7 +137,7 @@ def read_parquet(
 
 
 @contextmanager
-def _seekable(path: Path) -> Iterator[Any]:
+def seekable(path: Path) -> Iterator[Any]:
     """Give Parquet, whose index is at its end, a file to seek in, though it be compressed."""
     if path.suffix.lower() not in (".gz", ".zst"):
         with open(path, "rb") as stream:

@@ -8,14 +8,14 @@ import logging
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 
 from lightning_llm.data.corpus import Part
-from lightning_llm.data.loader import TokenLoader
+from lightning_llm.data.loader import TokenLoader, place_of
 from lightning_llm.data.packing import ConcatWindows, PackedDocuments
 from lightning_llm.data.prepare import PreparedText
 from lightning_llm.data.sources import DecodeErrors
@@ -254,21 +254,6 @@ class TextDataModule(pl.LightningDataModule):
         )
 
     def _loader(self, part: Part, micro_batch_size: int, shuffle: bool = False) -> TokenLoader:
-        place: dict[str, Any] = {}
-        if self.trainer is not None:
-            strategy = self.trainer.strategy
-            # Data-parallel ranks where the strategy tells them apart: tensor-parallel ranks of
-            # one group read the same batches.
-            ranks = getattr(strategy, "distributed_sampler_kwargs", None) or {
-                "num_replicas": self.trainer.world_size,
-                "rank": self.trainer.global_rank,
-            }
-            place = {
-                "rank": ranks["rank"],
-                "world_size": ranks["num_replicas"],
-                "pin_memory": strategy.root_device.type == "cuda",
-                "trainer": self.trainer,
-            }
         return TokenLoader(
             self._rows_of(part),
             micro_batch_size=micro_batch_size,
@@ -277,5 +262,5 @@ class TextDataModule(pl.LightningDataModule):
             drop_last=self.drop_last and part == "train",
             num_workers=self.num_workers,
             strict_resume=self.strict_resume,
-            **place,
+            **place_of(self.trainer),
         )

@@ -228,3 +228,35 @@ def _listed(data_files: DataFiles | None) -> list[str]:
 
 def _is_map_style(dataset: Any) -> bool:
     return hasattr(dataset, "__len__")
+
+
+def read_rows(
+    name_or_path: str | Path,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield all columns of each row, and the row's place, for messages.
+
+    Args:
+        name_or_path: See ``read_dataset``.
+        name: Configuration of the dataset.
+        split: One split.
+        revision: Branch, tag or commit on the hub.
+        streaming: Read over the network as needed.
+
+    Raises:
+        FileNotFoundError: A path that does not exist.
+        ValueError: The dataset or split is not there, or a row cannot be read.
+    """
+    dataset = open_dataset(
+        name_or_path, name=name, split=split, revision=revision, streaming=streaming
+    )
+    label = f"{name_or_path}[{split}]"
+    number = 0
+    for batch in _batches(dataset.with_format(None), label):
+        for values in zip(*batch.values()):
+            yield dict(zip(batch, values)), f"{label}:row {number}"
+            number += 1

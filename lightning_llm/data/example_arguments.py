@@ -1,0 +1,126 @@
+"""Check the arguments of the task datamodules and turn them into what they work with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lightning_llm.data.corpus import Part
+from lightning_llm.data.packed_examples import TooLong
+from lightning_llm.data.rows import AlignedRows, DatasetRows, FileRows, FirstRows, RowSource
+from lightning_llm.data.sources import expand_files
+
+ExamplePacking = Literal["best_fit", "pad"]
+Files = str | Path | Sequence[str | Path]
+
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+_AT_LEAST = {
+    "seq_len": 1,
+    "micro_batch_size": 1,
+    "val_micro_batch_size": 1,
+    "max_train_samples": 1,
+    "max_val_samples": 1,
+    "num_workers": 0,
+}
+
+
+def check_examples(owner: str, arguments: Mapping[str, Any], problems: Sequence[str] = ()) -> None:
+    """Check arguments by name.
+
+    Args:
+        owner: Class whose arguments they are.
+        arguments: By name.
+        problems: What else is wrong with them.
+
+    Raises:
+        ValueError: One error that lists every problem.
+    """
+    found = [*_source_problems(arguments), *problems]
+    for name, allowed in (("packing", get_args(ExamplePacking)), ("too_long", get_args(TooLong))):
+        if arguments[name] not in allowed:
+            found.append(f"{name}={arguments[name]!r} must be one of {', '.join(allowed)}")
+    if not 0.0 <= arguments["val_fraction"] < 1.0:
+        found.append(f"val_fraction={arguments['val_fraction']} must be at least 0 and below 1")
+    for name, least in _AT_LEAST.items():
+        value = arguments[name]
+        if value is not None and value < least:
+            found.append(f"{name}={value} must be at least {least}")
+    if found:
+        raise ValueError(f"{owner}: " + "; ".join(found))
+
+
+def template_problems(template: str, fields: Sequence[str]) -> list[str]:
+    """Return what is wrong with a prompt's template, in which each field stands once."""
+    return [
+        f"template={template!r} must contain {{{name}}} once"
+        for name in fields
+        if template.count(f"{{{name}}}") != 1
+    ]
+
+
+def _source_problems(given: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for part in PARTS:
+        sides = [given.get(f"{part}_{side}") for side in ("source", "target")]
+        if (sides[0] is None) != (sides[1] is None):
+            problems.append(f"give {part}_source and {part}_target together")
+        chosen = [
+            name
+            for name in (f"{part}_files", f"{part}_source", f"{part}_split")
+            if given.get(name) is not None
+        ]
+        if len(chosen) > 1:
+            problems.append(f"give {' or '.join(chosen)}, not both")
+        split = given.get(f"{part}_split")
+        if split is not None and given["dataset"] is None:
+            problems.append(f"{part}_split={split!r} is a split of dataset, which is not given")
+    own = [given["train_files"], given.get("train_source")]
+    if given["dataset"] is None and own == [None, None]:
+        aligned = ", train_source and train_target" if "train_source" in given else ""
+        problems.append(f"no training data: give train_files{aligned} or dataset")
+    elif given["dataset"] is not None and own != [None, None]:
+        problems.append("two sources of training data: give files or dataset, not both")
+    return problems
+
+
+def row_sources(
+    given: Mapping[str, Any], *, columns: tuple[str, ...] = (), squad: bool = False
+) -> dict[Part, RowSource]:
+    """Return the rows of each part for which there is data.
+
+    Args:
+        given: Arguments by name, checked.
+        columns: Names of the columns of ``.tsv`` files, and of the sides of aligned files.
+        squad: Whether ``.json`` files are read, in SQuAD's layout.
+
+    Raises:
+        FileNotFoundError: A path or pattern stands for no file.
+        ValueError: Aligned files do not come in pairs.
+    """
+    found: dict[Part, RowSource] = {}
+    for part in PARTS:
+        split = given["dataset_split"] if part == "train" else given[f"{part}_split"]
+        if given[f"{part}_files"] is not None:
+            files = tuple(expand_files(given[f"{part}_files"]))
+            found[part] = FileRows(files, columns, squad)
+        elif given.get(f"{part}_source") is not None:
+            first, second = (_in_order(given[f"{part}_{side}"]) for side in ("source", "target"))
+            found[part] = AlignedRows(first, second, (columns[0], columns[1]))
+        elif given["dataset"] is not None and split is not None:
+            found[part] = DatasetRows(
+                path=str(given["dataset"]),
+                name=given["dataset_name"],
+                split=split,
+                revision=given["dataset_revision"],
+                streaming=given["streaming"],
+            )
+    if given["max_train_samples"] is not None:
+        found["train"] = FirstRows(found["train"], given["max_train_samples"])
+    return found
+
+
+def _in_order(patterns: Files) -> tuple[Path, ...]:
+    """Expand each pattern by itself: of aligned files, the order of the list is what pairs them."""
+    listed = [patterns] if isinstance(patterns, (str, Path)) else list(patterns)
+    return tuple(file for pattern in listed for file in expand_files(pattern))

@@ -1,0 +1,187 @@
+"""Examples with targets: what a task makes of a row, and its token ids.
+
+An example is a sequence of pieces of which some are targets: the answer to a prompt, or every
+assistant turn of a conversation. Prompt and target are encoded separately, so that the prompt's
+ids in training are those that generation starts from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_llm.data.rows import Row
+from lightning_llm.data.tokenizer import TokenizerSpec, encode_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Piece(NamedTuple):
+    """A part of an example.
+
+    Attributes:
+        text: The text.
+        is_target: Whether its tokens are predicted.
+        is_markup: Whether the names of special tokens in it stand for these tokens; in what users
+            write they are plain text.
+    """
+
+    text: str
+    is_target: bool = False
+    is_markup: bool = False
+
+
+class Example(NamedTuple):
+    """What one row becomes.
+
+    Attributes:
+        pieces: In order.
+        prompt: What generation starts from.
+        references: What it should give: one text or several.
+        starts_text: Whether the special tokens that the tokenizer puts in front of a text come
+            first; not so where the pieces have them already.
+    """
+
+    pieces: tuple[Piece, ...]
+    prompt: str
+    references: str | list[str]
+    starts_text: bool = True
+
+
+class Task(Protocol):
+    """From rows to examples."""
+
+    def options(self) -> dict[str, Any]:
+        """Return plain data that changes whenever the same rows would give other examples."""
+
+    def adapted(self, spec: TokenizerSpec) -> TokenizerSpec:
+        """Return the specification with the special tokens that the task needs."""
+
+    def equip(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Give a loaded or trained tokenizer what the task needs."""
+
+    def texts(self, row: Row) -> Iterable[str]:
+        """Return the texts of a row that a tokenizer learns from."""
+
+    def example(self, row: Row, tokenizer: PreTrainedTokenizerFast) -> Example | None:
+        """Return the example of a row, None for a row that is left out."""
+
+
+class PlainTask:
+    """The tokenizer's part of tasks that need nothing of it but an end of text."""
+
+    def adapted(self, spec: TokenizerSpec) -> TokenizerSpec:
+        """Return the specification as it is."""
+        return spec
+
+    def equip(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Change nothing."""
+
+
+def completion(
+    prompt: str, target: str, references: str | list[str], tokenizer: PreTrainedTokenizerFast
+) -> Example:
+    """Return the example of a prompt and what follows, up to the end of text.
+
+    A space goes in front of the target where the prompt does not end in white space: tokenizers
+    that attach spaces to words know words by their space.
+    """
+    space = "" if prompt[-1:].isspace() else " "
+    pieces = (
+        Piece(prompt),
+        Piece(space + target, is_target=True),
+        Piece(str(tokenizer.eos_token), is_target=True, is_markup=True),
+    )
+    return Example(pieces, prompt, references)
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return the special tokens that the tokenizer puts in front of every text."""
+    (plain,) = encode_texts(tokenizer, ["a"])
+    whole = list(tokenizer("a")["input_ids"])
+    start = next((i for i, token in enumerate(whole) if token == plain[0]), 0)
+    return whole[:start]
+
+
+def special_tokens_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
+    """Return what finds special tokens in markup, with the white space that they swallow."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+    special = sorted((t for t in added if t.special), key=lambda t: -len(t.content))
+    names = [
+        (r"\s*" if token.lstrip else "")
+        + f"(?:{re.escape(token.content)})"
+        + (r"\s*" if token.rstrip else "")
+        for token in special
+    ]
+    return re.compile("|".join(names) if names else r"(?!)")
+
+
+class _Run(NamedTuple):
+    text: str
+    is_target: bool
+    special: int | None  # its id, of a special token
+
+
+class ExampleEncoder:
+    """Encode examples into ids and which of them are targets.
+
+    Text between two special tokens is encoded as one, as the tokenizer would do with the whole,
+    except that a cut lies where targets begin or end.
+
+    Args:
+        tokenizer: A fast tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self._pattern = special_tokens_pattern(tokenizer)
+        self._leading = np.array(leading_ids(tokenizer), dtype=np.int32)
+
+    def __call__(
+        self, examples: Sequence[Example]
+    ) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]]:
+        """Return for each example its ids and, aligned with them, 1 for each that is a target."""
+        runs = [list(self._runs(example.pieces)) for example in examples]
+        texts = [run.text for one in runs for run in one if run.special is None]
+        arrays = iter(encode_texts(self.tokenizer, texts) if texts else [])
+        encoded = []
+        for example, one in zip(examples, runs):
+            parts = [self._leading if example.starts_text else self._leading[:0]]
+            marks = [np.zeros(len(parts[0]), dtype=np.uint8)]
+            for run in one:
+                ids = next(arrays) if run.special is None else np.array([run.special], np.int32)
+                parts.append(ids)
+                marks.append(np.full(len(ids), run.is_target, dtype=np.uint8))
+            encoded.append((np.concatenate(parts), np.concatenate(marks)))
+        return encoded
+
+    def _runs(self, pieces: Sequence[Piece]) -> Iterator[_Run]:
+        text, is_target = "", False
+        for part in self._parts(pieces):
+            if text and (part.special is not None or part.is_target != is_target):
+                yield _Run(text, is_target, None)
+                text = ""
+            if part.special is not None:
+                yield part
+            else:
+                text, is_target = text + part.text, part.is_target
+        if text:
+            yield _Run(text, is_target, None)
+
+    def _parts(self, pieces: Sequence[Piece]) -> Iterator[_Run]:
+        """Cut markup at its special tokens."""
+        for piece in pieces:
+            start = 0
+            for found in self._pattern.finditer(piece.text) if piece.is_markup else ():
+                if start < found.start():
+                    yield _Run(piece.text[start : found.start()], piece.is_target, None)
+                token: Any = self.tokenizer.convert_tokens_to_ids(found[0].strip())
+                yield _Run("", piece.is_target, token)
+                start = found.end()
+            if start < len(piece.text):
+                yield _Run(piece.text[start:], piece.is_target, None)

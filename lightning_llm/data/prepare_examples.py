@@ -1,0 +1,253 @@
+"""Rows to tokenizer and stores of examples, once: the result is cached by the content it is of."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+from lightning_llm.data.cache import cache_key, cache_root, locked, write_json
+from lightning_llm.data.corpus import Part
+from lightning_llm.data.examples import Example, ExampleEncoder, Task
+from lightning_llm.data.packed_examples import StoredTexts
+from lightning_llm.data.rows import Row, RowSource
+from lightning_llm.data.store import TokenStore
+from lightning_llm.data.store_writer import TokenStoreWriter
+from lightning_llm.data.tokenizer import (
+    TokenizerSpec,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+    vocabulary_size,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_LOG = logging.getLogger(__name__)
+# Part of every cache key: raise it when the same rows and options give other stores.
+_FORMAT = 1
+_DONE = "prepared.json"
+_EXAMPLES_AT_A_TIME = 4096
+
+
+class StoredExamples(NamedTuple):
+    """The examples of one part.
+
+    Attributes:
+        store: Token ids, one document per example.
+        targets: The same documents, 1 where the id is a target.
+        texts: Prompts and references; None for the training part.
+    """
+
+    store: TokenStore
+    targets: TokenStore
+    texts: StoredTexts | None
+
+
+@dataclass(frozen=True)
+class PreparedExamples:
+    """The cache entry of rows, a task and a tokenizer.
+
+    All processes of a run may ask at once: one does the work, the others wait.
+
+    Attributes:
+        sources: Rows by part; ``train`` is among them.
+        task: From rows to examples.
+        tokenizer_spec: Trained on the training rows only, or loaded.
+        val_fraction: Share of the training rows that validates, if no validation rows are given.
+        seed: Of that split.
+        cache_dir: See `lightning_llm.data.cache.cache_root`.
+    """
+
+    sources: Mapping[Part, RowSource]
+    task: Task
+    tokenizer_spec: TokenizerSpec = field(default_factory=TokenizerSpec)
+    val_fraction: float = 0.0
+    seed: int = 0
+    cache_dir: str | Path | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the rows of all parts."""
+        root = cache_root(self.cache_dir)
+        return cache_key({part: source.fingerprint(root) for part, source in self.sources.items()})
+
+    @cached_property
+    def path(self) -> Path:
+        """Folder of the cache entry."""
+        spec = self.tokenizer_spec
+        content = {
+            "format": _FORMAT,
+            "rows": self.fingerprint,
+            "task": [type(self.task).__name__, self.task.options()],
+            "split": [self.val_fraction, self.seed] if self._splits else None,
+            "tokenizer": self.task.adapted(spec).fingerprint()
+            if spec.pretrained is None
+            else [tokenizer_fingerprint(self.tokenizer), str(self.tokenizer.chat_template)],
+        }
+        return cache_root(self.cache_dir) / cache_key(content)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that have examples."""
+        return list(dict.fromkeys([*self.sources, *(["val"] if self._splits else [])]))
+
+    @property
+    def _splits(self) -> bool:
+        return "val" not in self.sources and self.val_fraction > 0
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer: loaded, or trained on the training rows and kept in the cache entry."""
+        if self.tokenizer_spec.pretrained is not None:
+            tokenizer = load_tokenizer(self.tokenizer_spec.pretrained)
+            self.task.equip(tokenizer)
+            return tokenizer
+        folder = self.path / "tokenizer"
+        if not folder.exists():
+            with locked(self.path):
+                if not folder.exists():
+                    self._train_tokenizer(folder)
+        return load_tokenizer(folder)
+
+    def _train_tokenizer(self, folder: Path) -> None:
+        texts = (
+            text
+            for part, row in self._rows("train")
+            if part == "train"
+            for text in self.task.texts(row)
+        )
+        tokenizer = train_tokenizer(self.task.adapted(self.tokenizer_spec), texts)
+        self.task.equip(tokenizer)
+        temporary = folder.with_name(".tokenizer.writing")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
+        tokenizer.save_pretrained(temporary)
+        temporary.rename(folder)
+
+    def prepare(self) -> dict[Part, StoredExamples]:
+        """Return the examples of each part, writing them if they are not in the cache.
+
+        Raises:
+            ValueError: A row is no example, or a part has none; the place is named.
+            OSError: The cache cannot be written.
+        """
+        if not (self.path / _DONE).exists():
+            tokenizer = self.tokenizer
+            with locked(self.path):
+                if not (self.path / _DONE).exists():
+                    self._write(tokenizer)
+        return {part: self._open(part) for part in self.parts}
+
+    def _open(self, part: Part) -> StoredExamples:
+        texts = None
+        if part != "train":
+            with open(self.path / f"{part}.jsonl", encoding="utf-8") as stream:
+                rows = [json.loads(line) for line in stream]
+            texts = StoredTexts([row[0] for row in rows], [row[1] for row in rows])
+        store, targets = (TokenStore(self.path / name) for name in (part, f"{part}.targets"))
+        return StoredExamples(store, targets, texts)
+
+    def _rows(self, source: Part) -> Iterator[tuple[Part, Row]]:
+        """Yield the rows of a source and the part that each belongs to."""
+        for row in self.sources[source].rows():
+            yield self._part(row) if source == "train" and self._splits else source, row
+
+    def _part(self, row: Row) -> Part:
+        # By content: equal rows fall on the same side, so no duplicate leaks into validation.
+        content = json.dumps(row[0], sort_keys=True, default=str).encode()
+        key = str(self.seed).encode()[:64]
+        digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
+        validates = int.from_bytes(digest, "little") < self.val_fraction * 2**64
+        return "val" if validates else "train"
+
+    def _write(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        _LOG.info("encoding into %s", self.path)
+        counts = {part: {"examples": 0, "tokens": 0, "targets": 0} for part in self.parts}
+        skipped = 0
+        with ExitStack() as stack:
+            outputs = {
+                part: _PartWriter(stack, self.path, part, tokenizer, self.fingerprint)
+                for part in self.parts
+            }
+            encode = ExampleEncoder(tokenizer)
+            every = itertools.chain.from_iterable(self._rows(source) for source in self.sources)
+            while chunk := list(itertools.islice(every, _EXAMPLES_AT_A_TIME)):
+                made = [(part, self.task.example(row, tokenizer)) for part, row in chunk]
+                kept = [(part, example) for part, example in made if example is not None]
+                skipped += len(made) - len(kept)
+                encoded = encode([example for _, example in kept])
+                for (part, example), (ids, marks) in zip(kept, encoded):
+                    outputs[part].add(example, ids, marks)
+                    count = counts[part]
+                    count["examples"] += 1
+                    count["tokens"] += len(ids)
+                    count["targets"] += int(marks.sum())
+            self._check_counts(counts, skipped)
+        report = {"format": _FORMAT, "parts": counts, "skipped": skipped}
+        write_json(self.path / _DONE, report)
+        _LOG.info("prepared %s", json.dumps(report))
+        if skipped:
+            _LOG.warning("%d rows were left out: they are empty", skipped)
+
+    def _check_counts(self, counts: dict[Part, dict[str, int]], skipped: int) -> None:
+        for part, count in counts.items():
+            if count["targets"]:
+                continue
+            remedy = ""
+            if part == "val" and self._splits:
+                remedy = (
+                    f" val_fraction={self.val_fraction} of the training rows validate: give "
+                    "more rows, a larger fraction or validation data."
+                )
+            raise ValueError(
+                f"the {part} part has no example with a target ({count['examples']} examples; "
+                f"{skipped} rows of all parts were left out as empty).{remedy}"
+            )
+
+
+class _PartWriter:
+    """The files of one part."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        folder: Path,
+        part: Part,
+        tokenizer: PreTrainedTokenizerFast,
+        source_fingerprint: str,
+    ) -> None:
+        self._texts: TextIO | None = None
+        names = (part, f"{part}.targets")
+        for name in names:  # of a process that was killed before all were complete
+            shutil.rmtree(folder / name, ignore_errors=True)
+        sizes = (vocabulary_size(tokenizer), 2)
+        self._ids, self._marks = (
+            stack.enter_context(
+                TokenStoreWriter(
+                    folder / name,
+                    vocab_size=size,
+                    tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+                    source_fingerprint=source_fingerprint,
+                )
+            )
+            for name, size in zip(names, sizes)
+        )
+        if part != "train":
+            path = folder / f"{part}.jsonl"
+            self._texts = stack.enter_context(path.open("w", encoding="utf-8"))
+
+    def add(self, example: Example, ids: Any, marks: Any) -> None:
+        self._ids.add(ids)
+        self._marks.add(marks)
+        if self._texts is not None:
+            row = [example.prompt, example.references]
+            self._texts.write(json.dumps(row, ensure_ascii=True) + "\n")
