@@ -24,6 +24,7 @@ from typing_extensions import override
 from lightning_llm.callbacks._batch import IGNORE_INDEX
 from lightning_llm.callbacks._batch import targets_of as known_targets_of
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value
+from lightning_llm.callbacks._idle_profiler import idle
 from lightning_llm.callbacks._lazy_sum import LazySum
 from lightning_llm.callbacks._log_point import LogPoint
 from lightning_llm.callbacks._run_length import total_steps
@@ -82,6 +83,29 @@ class TokenLossModule(L.LightningModule):
         self._grad_norm: Tensor | None = None
         self._seen_step = 0
         self._eval_sums: dict[int, Tensor] = {}
+
+    @override
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; the one that the Trainer sets 40 times a step without ceremony."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    @override
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move the tensors of a plain dictionary directly; other batches as Lightning does."""
+        if type(batch) is not dict:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+        if all(tensor.device == device for tensor in tensors):
+            return batch
+        if len(tensors) < len(batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        later = device.type not in ("cpu", "mps")
+        return {name: value.to(device, non_blocking=later) for name, value in batch.items()}
 
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return ``(nll_sum, num_tokens)``, two scalars on the device."""
@@ -153,6 +177,7 @@ class TokenLossModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Start every fit with fresh counters."""
+        idle(self.trainer)
         self._run_length_known = False
         self._window_tokens.clear()
         self._train_nll.clear()

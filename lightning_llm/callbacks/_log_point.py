@@ -26,6 +26,7 @@ class LogPoint:
         self._sources: dict[object, Source] = {}
         self._values: dict[object, list[float]] = {}
         self._read_at = -1
+        self._logged: set[str] = set()
         self._shown: list[str] = []  # keys of Lightning's results that were logged in this step
 
     @staticmethod
@@ -66,10 +67,16 @@ class LogPoint:
             values: By name.
             prog_bar: Which of them any progress bar may show.
         """
+        results = pl_module.trainer._results
         for name, value in values.items():
             tensor = torch.tensor(value, dtype=torch.float64)
-            pl_module.log(name, tensor, prog_bar=name == prog_bar, on_step=True, on_epoch=False)
-            self._shown.append(f"on_train_batch_end.{name}")
+            key = f"on_train_batch_end.{name}"
+            if results is not None and key in results and key in self._logged:
+                results.update_metrics(key, tensor, 1)  # all that is left of a second `log`
+            else:
+                pl_module.log(name, tensor, prog_bar=name == prog_bar, on_step=True, on_epoch=False)
+                self._logged.add(key)
+            self._shown.append(key)
         self.latest.update(values)
 
     def batch_started(self, trainer: Trainer) -> None:
