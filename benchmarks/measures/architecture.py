@@ -21,6 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--train-steps", type=int, default=400)
+    # Of 1e-3, 3e-3 and 1e-2 (AdamW) and 3e-3, 1e-2 and 3e-2 (Muon) the best for the plain model.
     parser.add_argument("--lr-adamw", type=float, default=3e-3)
     parser.add_argument("--lr-muon", type=float, default=1e-2)
     steps_to_loss.add_sizes(parser, batch=8)
