@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_llm.callbacks.answer_monitor import AnswerMonitor
 from lightning_llm.callbacks.bleu_monitor import BLEUMonitor
 from lightning_llm.callbacks.finite_guard import FiniteGuard
 from lightning_llm.callbacks.garbage_collection import GarbageCollection
@@ -18,6 +19,7 @@ from lightning_llm.callbacks.token_progress_bar import TokenProgressBar
 __all__ = [
     "PerplexityMonitor",
     "BLEUMonitor",
+    "AnswerMonitor",
     "SaveAtEnd",
     "SpeedMonitor",
     "SampleText",

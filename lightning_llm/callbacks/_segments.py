@@ -26,7 +26,7 @@ class Segment:
     prompt: str | None
 
 
-def segments_of(outputs: Any, batch: Any) -> list[Segment] | None:
+def segments_of(outputs: Any, batch: Any, callback: str) -> list[Segment] | None:
     """The segments of a batch; ``None`` if outputs and batch together hold no texts to score.
 
     Raises:
@@ -42,7 +42,7 @@ def segments_of(outputs: Any, batch: Any) -> list[Segment] | None:
     if len(references) != len(texts):
         name = "predictions" if predictions is not None else "prompts"
         raise ValueError(
-            f"BLEUMonitor got {len(texts)} {name} and {len(references)} entries of references in "
+            f"{callback} got {len(texts)} {name} and {len(references)} entries of references in "
             "one batch; it needs one entry, a text or a list of texts, for each. (torch's default "
             "collate function turns lists of references inside out: keep them in a collate_fn.)"
         )
@@ -60,10 +60,10 @@ def segments_of(outputs: Any, batch: Any) -> list[Segment] | None:
     ]
 
 
-def missing_texts(step: str, outputs: Any, batch: Any) -> str:
+def missing_texts(step: str, outputs: Any, batch: Any, callback: str) -> str:
     """What to do about a batch without texts."""
     return (
-        f"BLEUMonitor has no texts to compare: {step} returned {describe(outputs)} and the batch "
+        f"{callback} has no texts to compare: {step} returned {describe(outputs)} and the batch "
         f"is {describe(batch)}. Return {{'predictions': list of texts, 'references': list of "
         f"texts or of lists of texts}} from {step}, or put `prompts` and `references` into the "
         "batch and let the module generate."

@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from typing_extensions import override
-
-from lightning_llm.callbacks._continuations import (
-    GenerateFn,
-    check_can_generate,
-    continuations,
-)
-from lightning_llm.callbacks._evaluation_log import log_evaluation_value
-from lightning_llm.callbacks._meeting import data_replica, gather_objects, has_whole_model
-from lightning_llm.callbacks._sampler_padding import (
-    LoaderPadding,
-    evaluation_loaders,
-    loader_padding,
-)
-from lightning_llm.callbacks._segments import Segment, missing_texts, segments_of
-from lightning_llm.callbacks._text_log import append_rows, log_fact, log_table
+from lightning_llm.callbacks._continuations import GenerateFn
+from lightning_llm.callbacks._text_scores import TextScoreMonitor
 from lightning_llm.metrics import CorpusBLEU, CorpusCHRF
 
 
-class _Note(NamedTuple):
-    """What a rank tells the others before anything is generated."""
-
-    replica: int
-    prompts: list[str]  # empty where each rank generates by itself
-    batch_size: int
-    has_segments: list[bool]  # by dataloader
-    problem: str | None
-
-
-class BLEUMonitor(Callback):
+class BLEUMonitor(TextScoreMonitor):
     """Logs ``val_bleu`` and ``val_chrf`` (``test_…``) of any LightningModule, over the corpus.
 
     The scores equal ``sacrebleu.corpus_bleu`` and ``sacrebleu.corpus_chrf`` on all texts of all
@@ -93,222 +65,15 @@ class BLEUMonitor(Callback):
         batch_size: int | None = None,
         num_logged_samples: int = 8,
     ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("num_beams", num_beams, 1),
-            ("max_samples", max_samples, 1),
-            ("batch_size", batch_size, 1),
-            ("num_logged_samples", num_logged_samples, 0),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"BLEUMonitor: {name}={value} must be at least {least}")
-        self.generate_fn = generate_fn
-        self.max_samples = max_samples
-        self.batch_size = batch_size
-        self.num_logged_samples = num_logged_samples
-        self._scores = {"bleu": CorpusBLEU(tokenize), "chrf": CorpusCHRF()}
-        self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": 0.0}
-        self._required: dict[str, Any] = dict(generate_options or {})
-        if num_beams > 1:
-            self._required["num_beams"] = num_beams
-        if stop is not None:
-            self._required["stop"] = list(stop)
-        self._logged_signatures: dict[str, str] = {}
-        self._start(None)
-
-    @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer)
-
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer)
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, pl_module, "validation_step", outputs, batch, batch_idx, dataloader_idx)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, pl_module, "test_step", outputs, batch, batch_idx, dataloader_idx)
-
-    @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module, "val")
-
-    @override
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module, "test")
-
-    def _start(self, trainer: Trainer | None) -> None:
-        loaders = [] if trainer is None else evaluation_loaders(trainer)
-        self._padding: list[LoaderPadding | None] = [loader_padding(loader) for loader in loaders]
-        self._segments: list[list[Segment]] = [[] for _ in range(max(1, len(loaders)))]
-        self._seen = [0] * len(self._segments)  # samples, by dataloader
-        self._largest_batch = 1
-        self._problem: str | None = None
-
-    def _add(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        step: str,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        index: int,
-    ) -> None:
-        segments = segments_of(outputs, batch)
-        if segments is None:
-            # Of several dataloaders, some may be for other callbacks.
-            self._problem = missing_texts(step, outputs, batch)
-            if len(self._segments) == 1:
-                raise ValueError(self._problem)
-            return
-        if any(segment.prediction is None for segment in segments):
-            check_can_generate(pl_module, self.generate_fn, "BLEUMonitor")
-        self._largest_batch = max(self._largest_batch, len(segments))
-        padding = self._padding[index] if self._padding else None
-        padded = padding.batch(batch_idx) if padding is not None else None
-        if padded is not None:
-            if padded.size == len(segments):
-                segments = segments[: padded.kept]
-            else:
-                rank_zero_warn(
-                    f"The sampler behind {step} repeats samples so that all ranks get equally "
-                    f"many. Its last batch has {padded.size} samples and {len(segments)} texts, so "
-                    "BLEUMonitor cannot leave the repetition out: it counts twice."
-                )
-        replica, replicas = data_replica(trainer)
-        for segment in segments:
-            # A DistributedSampler deals samples out in turns.
-            position = self._seen[index] * replicas + replica
-            self._seen[index] += 1
-            if self.max_samples is None or position < self.max_samples:
-                self._segments[index].append(segment)
-
-    def _finish(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
-        """All ranks come here once, whatever they have seen."""
-        pending = [s for group in self._segments for s in group if s.prediction is None]
-        alone = has_whole_model(trainer)
-        notes: list[_Note] = gather_objects(
-            _Note(
-                data_replica(trainer)[0],
-                [] if alone else [str(segment.prompt) for segment in pending],
-                self._largest_batch,
-                [bool(group) for group in self._segments],
-                self._problem,
-            )
+        super().__init__(
+            {"bleu": CorpusBLEU(tokenize), "chrf": CorpusCHRF()},
+            "bleu",
+            generate_fn=generate_fn,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            stop=stop,
+            generate_options=generate_options,
+            max_samples=max_samples,
+            batch_size=batch_size,
+            num_logged_samples=num_logged_samples,
         )
-        has_segments = [any(flags) for flags in zip(*(note.has_segments for note in notes))]
-        problem = next((note.problem for note in notes if note.problem), None)
-        if problem is not None and not any(has_segments):
-            raise ValueError(problem)
-        if trainer.sanity_checking:
-            return
-        self._generate(trainer, pl_module, pending, notes, alone)
-        rank = dist.get_rank() if len(notes) > 1 else 0
-        first = [note.replica for note in notes].index(notes[rank].replica) == rank
-        for index, group in enumerate(self._segments):
-            if has_segments[index]:
-                loader = index if len(self._segments) > 1 else None
-                self._score(trainer, pl_module, prefix, group if first else [], loader)
-        self._start(None)
-
-    def _generate(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        pending: list[Segment],
-        notes: list[_Note],
-        alone: bool,
-    ) -> None:
-        """Fill in the predictions of ``pending``, by itself or with all ranks."""
-        if alone:
-            prompts, start = [str(segment.prompt) for segment in pending], 0
-        else:
-            rank = dist.get_rank() if len(notes) > 1 else 0
-            prompts = [prompt for note in notes for prompt in note.prompts]
-            start = sum(len(note.prompts) for note in notes[:rank])
-        if not prompts:
-            return
-        size = self.batch_size or max(note.batch_size for note in notes)
-        # The longest first: if memory does not suffice, that shows at once.
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-        texts: dict[int, str] = {}
-        for begin in range(0, len(order), size):
-            chosen = order[begin : begin + size]
-            new = continuations(
-                trainer,
-                pl_module,
-                [prompts[i] for i in chosen],
-                generate_fn=self.generate_fn,
-                options=self._options,
-                required=self._required,
-                seed=0,
-            )
-            texts.update(zip(chosen, new))
-        for position, segment in enumerate(pending, start):
-            segment.prediction = texts[position]
-
-    def _score(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prefix: str,
-        segments: list[Segment],
-        index: int | None,
-    ) -> None:
-        predictions = [str(segment.prediction) for segment in segments]
-        references = [segment.references for segment in segments]
-        suffix = "" if index is None else f"/dataloader_idx_{index}"
-        lines, signatures = [], {}
-        for name, score in self._scores.items():
-            score.to(trainer.strategy.root_device).reset()
-            score.update(predictions, references)
-            value = float(score.compute())
-            key = f"{prefix}_{name}"
-            log_evaluation_value(
-                trainer, pl_module, key, value, index, prog_bar=index is None and name == "bleu"
-            )
-            signatures[f"{key}_signature{suffix}"] = score.signature
-            lines.append(f"{key}{suffix} = {value:.2f}  {score.signature}")
-        log_dir = trainer.log_dir if trainer.loggers else None  # on every rank: it may broadcast
-        if not trainer.is_global_zero:
-            return
-        pl_module.print("\n".join(lines))
-        step = trainer.global_step
-        for name, signature in signatures.items():
-            if self._logged_signatures.get(name) != signature:
-                log_fact(trainer.loggers, name, signature, step)
-        self._logged_signatures.update(signatures)
-        rows = [_row(segment) for segment in segments[: self.num_logged_samples]]
-        if rows:
-            log_table(trainer.loggers, f"{prefix}_bleu_samples{suffix}", rows, step)
-            if log_dir is not None:
-                path = Path(log_dir) / "bleu_samples.jsonl"
-                append_rows(path, rows, step, trainer.current_epoch)
-
-
-def _row(segment: Segment) -> dict[str, str]:
-    return {
-        "source": segment.source,
-        "reference": " | ".join(segment.references),
-        "output": str(segment.prediction),
-    }

@@ -99,7 +99,8 @@ class PreparedExamples:
     @property
     def parts(self) -> list[Part]:
         """The parts that have examples."""
-        return list(dict.fromkeys([*self.sources, *(["val"] if self._splits else [])]))
+        own: list[Part] = ["val"] if self._splits else []
+        return [*self.sources, *own]
 
     @property
     def _splits(self) -> bool:

@@ -6,5 +6,6 @@ from lightning_llm.metrics.bits_per_byte import BitsPerByte
 from lightning_llm.metrics.bleu import CorpusBLEU
 from lightning_llm.metrics.chrf import CorpusCHRF
 from lightning_llm.metrics.perplexity import Perplexity
+from lightning_llm.metrics.qa import ExactMatch, TokenF1
 
-__all__ = ["Perplexity", "BitsPerByte", "CorpusBLEU", "CorpusCHRF"]
+__all__ = ["Perplexity", "BitsPerByte", "CorpusBLEU", "CorpusCHRF", "ExactMatch", "TokenF1"]

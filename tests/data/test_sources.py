@@ -279,7 +279,7 @@ def test_long_row_comes_in_pieces(tmp_path: Path) -> None:
 
 
 def test_line_over_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_llm.data.readers_rows._MAX_LINE_BYTES", 20)
+    monkeypatch.setattr("lightning_llm.data.readers_rows.MAX_LINE_BYTES", 20)
     path = write(tmp_path / "a.jsonl", json_lines([{"text": "a"}, {"text": "b" * 30}]))
     with pytest.raises(ValueError, match=rf"{path}:2: the line is longer than 20 bytes"):
         texts(path)
