@@ -39,6 +39,8 @@ class Attention(nn.Module):
         self.n_kv_heads = config.n_kv_heads
         self.head_dim = config.head_dim
         self.dropout = config.dropout
+        if config.attention_scale is not None:
+            self.score_scale = config.attention_scale
         rows = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
         self.qkv = Linear(config.dim, rows, bias=config.attention_bias, init_std=config.init_std)
         self.out = Linear(
@@ -50,9 +52,12 @@ class Attention(nn.Module):
         self.value_mix: ValueMix | None = ValueMix() if value_embedding else None
         self.q_norm: nn.Module | None = None
         self.k_norm: nn.Module | None = None
+        self.norms_all_heads = config.qk_norm_scope == "all_heads"
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+            heads = (config.n_heads, config.n_kv_heads) if self.norms_all_heads else (1, 1)
+            self.q_norm, self.k_norm = (
+                RMSNorm(count * config.head_dim, eps=config.norm_eps) for count in heads
+            )
 
     def forward(
         self,
@@ -92,9 +97,12 @@ class Attention(nn.Module):
 
     def normalize(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Norms heads (B, T, G, R or 1, Dh) before they are rotated."""
-        if self.q_norm is not None and self.k_norm is not None:
-            return self.q_norm(query), self.k_norm(key)
-        return query, key
+        if self.q_norm is None or self.k_norm is None:
+            return query, key
+        if self.norms_all_heads:
+            normed_query, normed_key = self.q_norm(query.flatten(2)), self.k_norm(key.flatten(2))
+            return normed_query.view(query.shape), normed_key.view(key.shape)
+        return self.q_norm(query), self.k_norm(key)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Softmax-weighted means of the values.

@@ -18,7 +18,7 @@ from lightning_llm.models.config import TransformerConfig
 
 _INITIAL_SCALE = 10.0
 _MAX_SCALE = 100.0
-_CHUNK_ELEMENTS = 1 << 24  # of tanh(q + k) alive at once: 64 MiB in float32
+_CHUNK_ELEMENTS = 1 << 24  # alive at once: 64 MiB in float32
 
 
 class CosineAttention(Attention):
@@ -49,22 +49,14 @@ class CosineAttention(Attention):
         return (unit_query * scale).to(query.dtype), unit_key.to(key.dtype)
 
 
-class AdditiveAttention(Attention):
-    """Scores are ``v . tanh(q + k)`` (Bahdanau et al. 2014, arXiv:1409.0473).
+class ChunkedAttention(Attention):
+    """Attention without a fused kernel: query rows go in chunks of bounded memory.
 
-    No fused kernel exists: B H T S Dh / 2 hyperbolic tangents are computed, twice in training,
-    for query rows in chunks of bounded memory.
+    Subclasses have other :meth:`scores`. In training a chunk keeps its inputs only, and is computed
+    again in the backward pass.
     """
 
-    def __init__(
-        self, config: TransformerConfig, *, residual_std: float, value_embedding: bool = False
-    ) -> None:
-        super().__init__(config, residual_std=residual_std, value_embedding=value_embedding)
-        self.score_vector = nn.Parameter(torch.empty(self.n_heads, self.head_dim))  # (H, Dh)
-
-    def reset_parameters(self) -> None:
-        """Draws new score vectors; the projections have their own ``reset_parameters``."""
-        nn.init.normal_(self.score_vector, std=self.head_dim**-0.5)
+    elements_per_score = 1  # alive at once for a query and a key
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """See :meth:`Attention.attend`."""
@@ -72,7 +64,7 @@ class AdditiveAttention(Attention):
         held = key.shape[2] - n_queries
         query = query.unflatten(1, (self.n_kv_heads, -1))  # (B, G, R, T, Dh)
         key, value = key.unsqueeze(2), value.unsqueeze(2)  # (B, G, 1, S, Dh)
-        row_elements = batch * self.n_heads * (held + n_queries) * self.head_dim
+        row_elements = batch * self.n_heads * (held + n_queries) * self.elements_per_score
         n_rows = max(1, _CHUNK_ELEMENTS // row_elements)
         chunks = []
         for first in range(0, n_queries, n_rows):
@@ -95,9 +87,7 @@ class AdditiveAttention(Attention):
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
         """Attends from the last C of S positions: (B, G, R, C, Dh)."""
-        vector = self.score_vector.view(self.n_kv_heads, -1, 1, 1, self.head_dim)
-        sums = query.unsqueeze(-2) + key.unsqueeze(-3)  # (B, G, R, C, S, Dh)
-        scores = (sums.tanh() * vector).sum(dim=-1, dtype=torch.float32)
+        scores = self.scores(query, key)
         if mask is None:
             n_rows, n_keys = scores.shape[-2:]
             later = scores.new_ones(n_rows, n_keys, dtype=torch.bool).triu(n_keys - n_rows + 1)
@@ -106,7 +96,54 @@ class AdditiveAttention(Attention):
             heads = (self.n_kv_heads, -1) if mask.shape[1] > 1 else (1, 1)
             scores = scores + mask.unflatten(1, heads)
         weights = scores.softmax(dim=-1).to(value.dtype)
-        return F.dropout(weights, self.dropout, self.training) @ value
+        weights = F.dropout(weights, self.dropout, self.training)
+        y = weights.flatten(2, 3) @ value.squeeze(2)  # (B, G, R C, Dh), values read once
+        return y.unflatten(2, query.shape[2:4])
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """Float32 scores (B, G, R, C, S) of queries (B, G, R, C, Dh) and keys (B, G, 1, S, Dh)."""
+        scale = self.head_dim**-0.5 if self.score_scale is None else self.score_scale
+        products = query.flatten(2, 3) @ key.squeeze(2).mT  # (B, G, R C, S), keys read once
+        return products.float().mul(scale).unflatten(2, query.shape[2:4])
+
+
+class AdditiveAttention(ChunkedAttention):
+    """Scores are ``v . tanh(q + k)`` (Bahdanau et al. 2014, arXiv:1409.0473).
+
+    B H T S Dh / 2 hyperbolic tangents are computed, twice in training.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, *, residual_std: float, value_embedding: bool = False
+    ) -> None:
+        super().__init__(config, residual_std=residual_std, value_embedding=value_embedding)
+        self.score_vector = nn.Parameter(torch.empty(self.n_heads, self.head_dim))  # (H, Dh)
+        self.elements_per_score = self.head_dim
+
+    def reset_parameters(self) -> None:
+        """Draws new score vectors; the projections have their own ``reset_parameters``."""
+        nn.init.normal_(self.score_vector, std=self.head_dim**-0.5)
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """See :meth:`ChunkedAttention.scores`."""
+        vector = self.score_vector.view(self.n_kv_heads, -1, 1, 1, self.head_dim)
+        sums = query.unsqueeze(-2) + key.unsqueeze(-3)  # (B, G, R, C, S, Dh)
+        return (sums.tanh() * vector).sum(dim=-1, dtype=torch.float32)
+
+
+class CappedAttention(ChunkedAttention):
+    """Scores are ``c * tanh(s q . k / c)`` (Gemma 2, arXiv:2408.00118)."""
+
+    def __init__(
+        self, config: TransformerConfig, *, residual_std: float, value_embedding: bool = False
+    ) -> None:
+        super().__init__(config, residual_std=residual_std, value_embedding=value_embedding)
+        assert config.attention_softcap is not None
+        self.cap = config.attention_softcap
+
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """See :meth:`ChunkedAttention.scores`."""
+        return self.cap * torch.tanh(super().scores(query, key) / self.cap)
 
 
 ATTENTIONS: dict[str, type[Attention]] = {
@@ -114,3 +151,10 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "cosine": CosineAttention,
     "additive": AdditiveAttention,
 }
+
+
+def attention_class(config: TransformerConfig) -> type[Attention]:
+    """The class that computes the scores a config asks for."""
+    if config.attention_softcap is not None:
+        return CappedAttention
+    return ATTENTIONS[config.attention_score]

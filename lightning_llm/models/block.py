@@ -10,7 +10,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_llm.models.attention_scores import ATTENTIONS
+from lightning_llm.models.attention_scores import attention_class
 from lightning_llm.models.cache import LayerCache
 from lightning_llm.models.config import TransformerConfig
 from lightning_llm.models.feed_forward import FeedForward, GatedFeedForward
@@ -20,7 +20,7 @@ from lightning_llm.models.norms import build_norm
 
 
 class Block(nn.Module):
-    """Attention and feed-forward layer, each normed before and added to the residual stream.
+    """Attention and feed-forward layer, each normed and added to the residual stream.
 
     All blocks of a model are alike and take tensors only, so that they can be compiled,
     checkpointed and sharded one by one.
@@ -29,17 +29,19 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         residual_std = _residual_std(config, layer)
-        attention = ATTENTIONS[config.attention_score]
+        attention = attention_class(config)
         self.parallel = config.parallel_residual
         self.dropout = config.dropout
         self.residual_mix = ResidualMix() if config.residual_scalars else None
-        self.attention_norm = build_norm(config)
+        before, after = config.norm_placement != "post", config.norm_placement != "pre"
+        self.attention_norm = build_norm(config) if before else None
         self.attention = attention(
             config,
             residual_std=residual_std,
             value_embedding=config.has_value_embedding(layer),
         )
-        self.mlp_norm = None if config.shared_norm else build_norm(config)
+        self.attention_post_norm = build_norm(config) if after else None
+        self.mlp_norm = build_norm(config) if before and not config.shared_norm else None
         self.mlp: FeedForward | MixtureOfExperts
         if config.n_experts:
             self.mlp = MixtureOfExperts(config, residual_std=residual_std)
@@ -47,6 +49,7 @@ class Block(nn.Module):
             self.mlp = GatedFeedForward(config, residual_std=residual_std)
         else:
             self.mlp = FeedForward(config, residual_std=residual_std)
+        self.mlp_post_norm = build_norm(config) if after else None
 
     def forward(
         self,
@@ -73,25 +76,29 @@ class Block(nn.Module):
         """
         if self.residual_mix is not None and start is not None:
             x = self.residual_mix(x, start)
-        normed = self.attention_norm(x)
-        attended = self._drop(self.attention(normed, cos, sin, mask, cache, token_values))
+        normed = _apply(self.attention_norm, x)
+        attended = self.attention(normed, cos, sin, mask, cache, token_values)
+        attended = self._drop(_apply(self.attention_post_norm, attended))
         if self.parallel:
             if self.mlp_norm is not None:
                 normed = self.mlp_norm(x)
             x = x + attended
         else:
             x = x + attended
-            assert self.mlp_norm is not None
-            normed = self.mlp_norm(x)
+            normed = _apply(self.mlp_norm, x)
         router_loss = None
         if isinstance(self.mlp, MixtureOfExperts):
             y, router_loss = self.mlp(normed)
         else:
             y = self.mlp(normed)
-        return x + self._drop(y), router_loss
+        return x + self._drop(_apply(self.mlp_post_norm, y)), router_loss
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+def _apply(norm: nn.Module | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
 
 
 def _residual_std(config: TransformerConfig, layer: int) -> float:

@@ -33,19 +33,32 @@ class TransformerConfig:
             ``8/3 * dim`` rounded up to a multiple of 64 for gated layers, else ``4 * dim``.
         positions: ``"rope"``, ``"learned"``, ``"sinusoidal"``, ``"alibi"`` or ``"none"``.
         rope_theta: Base wavelength of RoPE.
+        sliding_rope_theta: Base wavelength in the layers with a sliding window, which then ignore
+            ``rope_scaling`` (Gemma 3, arXiv:2503.19786). Default: ``rope_theta``, scaled.
+        rotary_pattern: Which layers have no rotation: every n-th (layers n-1, 2n-1, ...), or a
+            letter per layer, repeated over the depth: ``"R"`` rotates, ``"N"`` does not
+            (``"RRRN"`` is 4; NoPE layers, Yang et al. 2025, arXiv:2501.18795). Default: none.
         rope_scaling: Context extension of RoPE with the keys Hugging Face uses:
             ``{"rope_type": "linear" | "llama3" | "yarn", "factor": ..., ...}``.
         rotary_fraction: Share of each head, from its first component on, that RoPE rotates.
         norm: ``"rmsnorm"`` or ``"layernorm"``.
         norm_eps: Added to the variance.
         norm_bias: Whether ``"layernorm"`` has biases.
-        mlp: ``"swiglu"``, ``"geglu"``, ``"gelu"`` (tanh approximation, as GPT-2) or ``"relu2"``.
+        norm_placement: ``"pre"``: ``x + f(norm(x))``; ``"post"``: ``x + norm(f(x))`` (OLMo 2,
+            arXiv:2501.00656); ``"both"``: ``x + norm(f(norm(x)))`` (Gemma 2, arXiv:2408.00118).
+        mlp: ``"swiglu"``, ``"geglu"``, ``"gelu"`` (tanh approximation, as GPT-2), ``"relu2"``, or
+            ``"geglu_erf"`` and ``"gelu_erf"`` with the exact GELU.
         mlp_bias: Biases in the feed-forward layers.
         attention_score: ``"dot"`` (scaled dot product), ``"cosine"`` (learned temperature per
             head, Swin v2, arXiv:2111.09883) or ``"additive"`` (Bahdanau, arXiv:1409.0473).
         attention_bias: Bias of the query, key and value projection.
         attention_out_bias: Bias of the output projection. Default: ``attention_bias``.
-        qk_norm: RMSNorm over each query and key head, before the rotation.
+        attention_scale: Factor on the scaled dot product. Default: ``head_dim ** -0.5``.
+        attention_softcap: Scores become ``c * tanh(scores / c)`` before the mask (Gemma 2,
+            arXiv:2408.00118). No fused kernel does this: attention then runs in chunks of rows.
+        qk_norm: RMSNorm of queries and keys, before the rotation.
+        qk_norm_scope: What has the root mean square 1: each ``"head"``, or ``"all_heads"`` of a
+            token together (OLMo 2, arXiv:2501.00656).
         sliding_window: A token sees itself and the ``sliding_window - 1`` tokens before it.
         sliding_window_pattern: Which layers ignore the window and see the whole context: every
             n-th (layers n-1, 2n-1, ...), or a letter per layer, repeated over the depth: ``"S"``
@@ -89,17 +102,23 @@ class TransformerConfig:
     hidden_dim: int | None = None
     positions: str = "rope"
     rope_theta: float = 10000.0
+    sliding_rope_theta: float | None = None
+    rotary_pattern: int | str | None = None
     rope_scaling: dict[str, Any] | None = None
     rotary_fraction: float = 1.0
     norm: str = "rmsnorm"
     norm_eps: float = 1e-5
     norm_bias: bool = True
+    norm_placement: str = "pre"
     mlp: str = "swiglu"
     mlp_bias: bool = False
     attention_score: str = "dot"
     attention_bias: bool = False
     attention_out_bias: bool | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
     qk_norm: bool = False
+    qk_norm_scope: str = "head"
     sliding_window: int | None = None
     sliding_window_pattern: int | str | None = None
     value_embeddings: bool = False
@@ -142,7 +161,7 @@ class TransformerConfig:
     @property
     def gated(self) -> bool:
         """Whether the feed-forward layer multiplies with a gate (three matrices, not two)."""
-        return self.mlp in ("swiglu", "geglu")
+        return self.mlp in ("swiglu", "geglu", "geglu_erf")
 
     @property
     def rotary_dim(self) -> int:
@@ -154,6 +173,13 @@ class TransformerConfig:
         """Sliding window of layer ``layer`` (from 0), or None where it sees the whole context."""
         pattern = self.sliding_window_pattern
         return None if _follows(pattern, layer, letter="L") else self.sliding_window
+
+    def layer_rotation(self, layer: int) -> str | None:
+        """``"global"`` or ``"local"`` RoPE of layer ``layer`` (from 0), or None for none."""
+        if self.positions != "rope" or _follows(self.rotary_pattern, layer, letter="N"):
+            return None
+        local = self.sliding_rope_theta is not None and self.layer_window(layer) is not None
+        return "local" if local else "global"
 
     def has_value_embedding(self, layer: int) -> bool:
         """Whether layer ``layer`` (from 0) adds vectors by token to its attention values."""

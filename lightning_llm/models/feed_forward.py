@@ -27,6 +27,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "geglu": gelu_tanh,
     "gelu": gelu_tanh,
     "relu2": squared_relu,
+    "geglu_erf": F.gelu,
+    "gelu_erf": F.gelu,
 }
 
 

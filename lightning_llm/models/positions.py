@@ -6,6 +6,7 @@ Shapes: B batch, T sequence, R rotated components of a head, D model width.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,11 +56,21 @@ class PositionTable:
         return angles.cos() * self.scale, angles.sin() * self.scale
 
 
-def rotary_table(config: TransformerConfig) -> PositionTable:
-    """The table of the rotation angles of RoPE; F = R / 2."""
-    frequencies, factor = rope_frequencies(
-        config.rotary_dim, config.rope_theta, config.rope_scaling
-    )
+def rotary_tables(config: TransformerConfig) -> dict[str, PositionTable]:
+    """Tables of the rotation angles, by what ``config.layer_rotation`` calls them; F = R / 2."""
+    if config.positions != "rope":
+        return {}
+    tables = {"global": rotary_table(config, config.rope_theta, config.rope_scaling)}
+    if config.sliding_rope_theta is not None:
+        tables["local"] = rotary_table(config, config.sliding_rope_theta, None)
+    return tables
+
+
+def rotary_table(
+    config: TransformerConfig, theta: float, scaling: dict[str, Any] | None
+) -> PositionTable:
+    """The table of the rotation angles of one RoPE; F = R / 2."""
+    frequencies, factor = rope_frequencies(config.rotary_dim, theta, scaling)
     return PositionTable(frequencies, factor, config.max_seq_len)
 
 

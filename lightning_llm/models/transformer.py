@@ -18,7 +18,12 @@ from lightning_llm.models.flops import flops_per_token
 from lightning_llm.models.linear import Embedding, Linear
 from lightning_llm.models.masks import MaskBuilder
 from lightning_llm.models.norms import build_norm
-from lightning_llm.models.positions import rotary_table, sinusoidal_embedding, sinusoidal_table
+from lightning_llm.models.positions import (
+    PositionTable,
+    rotary_tables,
+    sinusoidal_embedding,
+    sinusoidal_table,
+)
 from lightning_llm.models.precision import compute_dtype
 
 
@@ -44,7 +49,7 @@ class Transformer(nn.Module):
             self.reset_parameters()
         self._router_losses: list[Tensor] = []
         self._masks = MaskBuilder(config)
-        self._rotary = rotary_table(config) if config.positions == "rope" else None
+        self._rotary = rotary_tables(config)
         self._sinusoidal = sinusoidal_table(config) if config.positions == "sinusoidal" else None
 
     def _build(self, config: TransformerConfig) -> None:
@@ -103,7 +108,10 @@ class Transformer(nn.Module):
         hidden = self._embed(input_ids, position_ids, start)
         # An object of its own, because a call with one tensor given twice compiles to other code.
         first = hidden.view_as(hidden) if self.config.residual_scalars else None
-        cos, sin = self._rotation(hidden, position_ids, start)
+        rotations = {
+            name: _rotation(table, hidden, position_ids, start)
+            for name, table in self._rotary.items()
+        }
         masks: dict[int | None, Tensor | None] = {}
         router_losses: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
@@ -117,6 +125,8 @@ class Transformer(nn.Module):
                     dtype=compute_dtype(hidden),
                     device=hidden.device,
                 )
+            rotation = self.config.layer_rotation(layer)
+            cos, sin = (None, None) if rotation is None else rotations[rotation]
             layer_cache = None if cache is None else cache.layers[layer]
             token_values = self._token_values(layer, input_ids)
             hidden, router_loss = block(
@@ -214,18 +224,17 @@ class Transformer(nn.Module):
         values: Tensor = self.value_embeddings[str(layer)](input_ids)
         return values
 
-    def _rotation(
-        self, hidden: Tensor, position_ids: Tensor | None, start: int
-    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Cosine and sine (B or 1, T, 1, 1, R / 2), broadcast over groups and their heads."""
-        if self._rotary is None:
-            return None, None
-        if position_ids is None:
-            cos, sin = self._rotary.slice(start, hidden.shape[1], hidden.device)
-            cos, sin = cos[None], sin[None]
-        else:
-            cos, sin = self._rotary.lookup(position_ids)
-        return cos[:, :, None, None], sin[:, :, None, None]
+
+def _rotation(
+    table: PositionTable, hidden: Tensor, position_ids: Tensor | None, start: int
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (B or 1, T, 1, 1, R / 2), broadcast over groups and their heads."""
+    if position_ids is None:
+        cos, sin = table.slice(start, hidden.shape[1], hidden.device)
+        cos, sin = cos[None], sin[None]
+    else:
+        cos, sin = table.lookup(position_ids)
+    return cos[:, :, None, None], sin[:, :, None, None]
 
 
 def _value_embeddings(config: TransformerConfig) -> nn.ModuleDict | None:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 CHOICES = {
     "positions": ("rope", "learned", "sinusoidal", "alibi", "none"),
     "norm": ("rmsnorm", "layernorm"),
-    "mlp": ("swiglu", "geglu", "gelu", "relu2"),
+    "norm_placement": ("pre", "post", "both"),
+    "mlp": ("swiglu", "geglu", "gelu", "relu2", "geglu_erf", "gelu_erf"),
     "attention_score": ("dot", "cosine", "additive"),
+    "qk_norm_scope": ("head", "all_heads"),
     "initializer": ("gpt2", "depth_scaled", "zero_residual"),
 }
 _NOT_NEGATIVE = ("n_experts", "router_aux_loss_weight")
@@ -128,29 +130,78 @@ def _shape_problems(config: TransformerConfig) -> Iterator[Problem]:
 
 def _combination_problems(config: TransformerConfig) -> Iterator[Problem]:
     if config.positions != "rope":
-        for name, default in (("rope_scaling", None), ("rotary_fraction", 1.0)):
+        for name in ("rope_scaling", "rotary_fraction", "rotary_pattern", "sliding_rope_theta"):
             value = getattr(config, name)
-            if value != default:
+            if value != getattr(type(config), name):
                 yield (
                     f"positions {name}",
-                    f"{name}={value} has no effect with positions={config.positions!r}; "
+                    f"{name}={value!r} has no effect with positions={config.positions!r}; "
                     "remove it or use positions='rope'",
                 )
-    elif config.rope_scaling is not None:
-        for message in rope_scaling_problems(config.rope_scaling):
-            yield "rope_scaling", message
+    else:
+        yield from _rope_problems(config)
+    if config.norm_placement != "pre" and config.parallel_residual:
+        yield (
+            "norm_placement parallel_residual",
+            f"norm_placement={config.norm_placement!r} is not available with "
+            "parallel_residual=True; use norm_placement='pre'",
+        )
     if config.shared_norm and not config.parallel_residual:
         yield (
             "shared_norm parallel_residual",
             "shared_norm=True needs parallel_residual=True; set both or neither",
         )
     yield from _window_problems(config)
-    if config.qk_norm and config.attention_score == "cosine":
+    yield from _score_problems(config)
+    yield from _expert_problems(config)
+
+
+def _rope_problems(config: TransformerConfig) -> Iterator[Problem]:
+    if config.rope_scaling is not None:
+        for message in rope_scaling_problems(config.rope_scaling):
+            yield "rope_scaling", message
+    if config.sliding_rope_theta is not None and config.sliding_window is None:
+        yield (
+            "sliding_rope_theta sliding_window",
+            f"sliding_rope_theta={config.sliding_rope_theta} needs sliding_window; set both or "
+            "neither",
+        )
+    pattern = config.rotary_pattern
+    if isinstance(pattern, str) and (not pattern or set(pattern) - set("RN")):
+        yield (
+            "rotary_pattern",
+            f"rotary_pattern={pattern!r} must be a number or letters R (rotated) and N (not), "
+            "such as 'RRRN'",
+        )
+    elif pattern == 1 or (isinstance(pattern, str) and "R" not in pattern):
+        yield (
+            "rotary_pattern",
+            f"rotary_pattern={pattern!r} leaves no layer rotated; use positions='none', or 2 or "
+            "more or a pattern with an R",
+        )
+
+
+def _score_problems(config: TransformerConfig) -> Iterator[Problem]:
+    score = config.attention_score
+    for name in ("attention_scale", "attention_softcap"):
+        value = getattr(config, name)
+        if value is not None and score != "dot":
+            yield (
+                f"{name} attention_score",
+                f"{name}={value} is not available with attention_score={score!r}; remove it or "
+                "use attention_score='dot'",
+            )
+    if config.qk_norm and score == "cosine":
         yield (
             "qk_norm attention_score",
             "qk_norm=True repeats what attention_score='cosine' does; remove one of them",
         )
-    yield from _expert_problems(config)
+    if config.qk_norm_scope != "head" and not config.qk_norm:
+        yield (
+            "qk_norm_scope qk_norm",
+            f"qk_norm_scope={config.qk_norm_scope!r} has no effect with qk_norm=False; set "
+            "qk_norm=True or remove it",
+        )
 
 
 def _window_problems(config: TransformerConfig) -> Iterator[Problem]:

@@ -62,14 +62,17 @@ def _one_sequence(
         token_values = None if table is None else table[ids]
         window = None if _sees_everything(config, layer) else config.sliding_window
         normed = _norm(config, block, "attention_norm", x)
-        attended = _attention(config, block, normed, document, position, window, token_values)
+        turn = _turn(config, layer, window)
+        attended = _attention(config, block, normed, document, position, window, turn, token_values)
+        attended = _norm(config, block, "attention_post_norm", attended)
         if config.parallel_residual:
             if not config.shared_norm:
                 normed = _norm(config, block, "mlp_norm", x)
             x = x + attended + _feed_forward(config, block, normed)
         else:
             x = x + attended
-            x = x + _feed_forward(config, block, _norm(config, block, "mlp_norm", x))
+            y = _feed_forward(config, block, _norm(config, block, "mlp_norm", x))
+            x = x + _norm(config, block, "mlp_post_norm", y)
     x = _norm(config, weights, "final_norm", x)
     head = weights["embedding.weight"] if config.tie_embeddings else weights["head.weight"]
     logits = x @ head.T
@@ -79,10 +82,23 @@ def _one_sequence(
 
 
 def _sees_everything(config: TransformerConfig, layer: int) -> bool:
-    pattern = config.sliding_window_pattern
+    return _in_pattern(config.sliding_window_pattern, layer, "L")
+
+
+def _in_pattern(pattern: int | str | None, layer: int, letter: str) -> bool:
     if isinstance(pattern, str):
-        return (pattern * config.n_layers)[layer] == "L"
+        return (pattern * (layer + 1))[layer] == letter
     return pattern is not None and (layer + 1) % pattern == 0
+
+
+def _turn(config: TransformerConfig, layer: int, window: int | None) -> tuple[float, float] | None:
+    """Base wavelength and slow-down of the rotation of a layer; None: it does not rotate."""
+    if config.positions != "rope" or _in_pattern(config.rotary_pattern, layer, "N"):
+        return None
+    if config.sliding_rope_theta is not None and window is not None:
+        return config.sliding_rope_theta, 1.0
+    slower = 1.0 if config.rope_scaling is None else config.rope_scaling["factor"]
+    return config.rope_theta, slower
 
 
 def _sinusoid(position: int, dim: int) -> Tensor:
@@ -94,19 +110,21 @@ def _sinusoid(position: int, dim: int) -> Tensor:
 
 
 def _norm(config: TransformerConfig, weights: Weights, name: str, x: Tensor) -> Tensor:
+    if f"{name}.weight" not in weights:
+        return x
     weight, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias", 0)
     if config.norm == "layernorm":
         x = x - x.mean(-1, keepdim=True)
     return x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() * weight + bias
 
 
-def _rotate(x: Tensor, position: int, config: TransformerConfig) -> Tensor:
+def _rotate(x: Tensor, position: int, width: int, turn: tuple[float, float]) -> Tensor:
     """Each pair as a complex number, turned by its angle."""
-    width = config.rotary_dim
+    theta, slower = turn
     first, second = x[: width // 2], x[width // 2 : width]
-    angles = [position * config.rope_theta ** (-2 * i / width) for i in range(width // 2)]
-    turn = torch.tensor([complex(math.cos(a), math.sin(a)) for a in angles])
-    turned = torch.complex(first, second) * turn.to(torch.complex128)
+    angles = [position / slower * theta ** (-2 * i / width) for i in range(width // 2)]
+    units = torch.tensor([complex(math.cos(a), math.sin(a)) for a in angles])
+    turned = torch.complex(first, second) * units.to(torch.complex128)
     return torch.cat([turned.real, turned.imag, x[width:]])
 
 
@@ -117,10 +135,13 @@ def _attention(
     document: list[int],
     position: list[int],
     window: int | None,
+    turn: tuple[float, float] | None,
     token_values: Tensor | None,
 ) -> Tensor:
     width, per_group = config.head_dim, config.n_heads // config.n_kv_heads
     qkv = x @ weights["attention.qkv.weight"].T + weights.get("attention.qkv.bias", 0)
+    if config.qk_norm and config.qk_norm_scope == "all_heads":
+        qkv = _norm_all_heads(config, weights, qkv)
     heads = []
     for head in range(config.n_heads):
         group = head // per_group
@@ -139,7 +160,14 @@ def _attention(
             scores = torch.stack(
                 [
                     _score(
-                        config, weights, head, query, qkv[s, key_start:value_start], t, s, position
+                        config,
+                        weights,
+                        head,
+                        query,
+                        qkv[s, key_start:value_start],
+                        (t, position[t]),
+                        (s, position[s]),
+                        turn,
                     )
                     for s in seen
                 ]
@@ -155,34 +183,50 @@ def _attention(
     return y @ weights["attention.out.weight"].T + weights.get("attention.out.bias", 0)
 
 
+def _norm_all_heads(config: TransformerConfig, weights: Weights, qkv: Tensor) -> Tensor:
+    """Queries of all heads of a token together, and keys, to root mean square 1."""
+    width, per_group = config.head_dim, config.n_heads // config.n_kv_heads
+    parts = qkv.reshape(len(qkv), config.n_kv_heads, per_group + 2, width).clone()
+    for name, places in (("q_norm", slice(0, per_group)), ("k_norm", slice(per_group, -1))):
+        heads = parts[:, :, places]
+        scale = (heads.square().mean((1, 2, 3), keepdim=True) + config.norm_eps).sqrt()
+        gain = weights[f"attention.{name}.weight"].reshape(heads.shape[1:])
+        parts[:, :, places] = heads / scale * gain
+    return parts.reshape(qkv.shape)
+
+
 def _score(
     config: TransformerConfig,
     weights: Weights,
     head: int,
     query: Tensor,
     key: Tensor,
-    t: int,
-    s: int,
-    position: list[int],
+    query_at: tuple[int, int],
+    key_at: tuple[int, int],
+    turn: tuple[float, float] | None,
 ) -> Tensor:
-    if config.qk_norm:
+    """Score of one query and one key, each with its place in the row and its position."""
+    if config.qk_norm and config.qk_norm_scope == "head":
         query = query / (query.square().mean() + config.norm_eps).sqrt()
         key = key / (key.square().mean() + config.norm_eps).sqrt()
         query = query * weights["attention.q_norm.weight"]
         key = key * weights["attention.k_norm.weight"]
     if config.attention_score == "cosine":
         query, key = query / query.norm(), key / key.norm()
-    if config.positions == "rope":
-        query, key = _rotate(query, position[t], config), _rotate(key, position[s], config)
+    if turn is not None:
+        query = _rotate(query, query_at[1], config.rotary_dim, turn)
+        key = _rotate(key, key_at[1], config.rotary_dim, turn)
     if config.attention_score == "dot":
-        score = query @ key / math.sqrt(config.head_dim)
+        score = query @ key * (config.attention_scale or 1 / math.sqrt(config.head_dim))
+        if config.attention_softcap is not None:
+            score = config.attention_softcap * torch.tanh(score / config.attention_softcap)
     elif config.attention_score == "cosine":
         temperature = 1 / min(math.exp(weights["attention.log_scale"][head]), 100.0)
         score = query @ key / temperature
     else:
         score = weights["attention.score_vector"][head] @ torch.tanh(query + key)
     if config.positions == "alibi":  # a power of two heads
-        score = score - 2 ** (-8 * (head + 1) / config.n_heads) * (t - s)
+        score = score - 2 ** (-8 * (head + 1) / config.n_heads) * (query_at[0] - key_at[0])
     return score
 
 
@@ -190,7 +234,15 @@ def _gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def _exact_gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
 def _inner(config: TransformerConfig, up: Tensor, gate: Tensor | None) -> Tensor:
+    if config.mlp == "geglu_erf":
+        return _exact_gelu(gate) * up
+    if config.mlp == "gelu_erf":
+        return _exact_gelu(up)
     if config.mlp == "swiglu":
         return gate / (1 + torch.exp(-gate)) * up
     if config.mlp == "geglu":
@@ -199,7 +251,7 @@ def _inner(config: TransformerConfig, up: Tensor, gate: Tensor | None) -> Tensor
 
 
 def _feed_forward(config: TransformerConfig, weights: Weights, x: Tensor) -> Tensor:
-    gated = config.mlp in ("swiglu", "geglu")
+    gated = config.mlp in ("swiglu", "geglu", "geglu_erf")
     if config.n_experts == 0:
         up, gate = (
             x @ weights[f"mlp.{name}.weight"].T + weights.get(f"mlp.{name}.bias", 0)

@@ -58,14 +58,18 @@ def test_blocks_compile_once(model: Transformer, documents: bool) -> None:
     # Layers that are given the same kinds of input share one graph.
     config = model.config
     kinds = {
-        (documents or config.layer_window(layer) is None, config.has_value_embedding(layer))
+        (
+            documents or config.layer_window(layer) is not None or config.positions == "alibi",
+            config.layer_rotation(layer) is None,
+            config.has_value_embedding(layer),
+        )
         for layer in range(config.n_layers)
     }
     assert counters["stats"]["unique_graphs"] == len(kinds)
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("name", ["llama", "mixture", "additive", "cosine", "modern"])
+@pytest.mark.parametrize("name", ["llama", "mixture", "additive", "cosine", "modern", "gemma2"])
 def test_checkpointed_blocks_compile(name: str) -> None:
     """Activation checkpointing inside the compiled region, the mixture's loss included."""
     model = build(**VARIANTS[name]).train()

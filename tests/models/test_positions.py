@@ -14,7 +14,7 @@ from variants import build, inputs
 
 from lightning_llm.models import TransformerConfig
 from lightning_llm.models.masks import MaskBuilder
-from lightning_llm.models.positions import alibi_slopes, rotary_table
+from lightning_llm.models.positions import alibi_slopes, rotary_tables
 from lightning_llm.models.rope_scaling import rope_frequencies
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
@@ -72,7 +72,7 @@ def test_tables_are_those_of_transformers(name: str) -> None:
     theirs = LlamaRotaryEmbedding(hugging_face(SCALINGS[name], 500000.0))
     positions = torch.tensor([[0, 1, 17, 2047, 8191]])
     cos, sin = theirs(torch.zeros(1), positions)
-    table = rotary_table(config)
+    table = rotary_tables(config)["global"]
     for ours in (table.lookup(positions), [half[positions] for half in table.slice(0, 8192, CPU)]):
         torch.testing.assert_close(ours[0], cos[..., :32], atol=1e-6, rtol=0)
         torch.testing.assert_close(ours[1], sin[..., :32], atol=1e-6, rtol=0)
@@ -83,17 +83,17 @@ CPU = torch.device("cpu")
 
 def test_tables_are_float32_under_any_default() -> None:
     config = TransformerConfig(dim=64, n_heads=4, max_seq_len=128)
-    cos, _ = rotary_table(config).slice(0, 128, CPU)
+    cos, _ = rotary_tables(config)["global"].slice(0, 128, CPU)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("meta"):
-        table = rotary_table(config)
+        table = rotary_tables(config)["global"]
     low, _ = table.slice(0, 128, CPU)
     assert low.dtype == torch.float32
     assert torch.equal(low, cos)
 
 
 def test_tables_grow_and_are_kept() -> None:
-    table = rotary_table(TransformerConfig(max_seq_len=1000))
+    table = rotary_tables(TransformerConfig(max_seq_len=1000))["global"]
     short, _ = table.slice(3, 5, CPU)
     again, _ = table.slice(3, 5, CPU)
     assert short.data_ptr() == again.data_ptr()

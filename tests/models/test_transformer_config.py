@@ -103,6 +103,15 @@ def test_layer_windows() -> None:
     assert [config.layer_window(layer) for layer in range(5)] == [8, 8, None, 8, 8]
 
 
+def test_layer_rotations() -> None:
+    config = TransformerConfig(rotary_pattern=4, n_layers=5)
+    found = [config.layer_rotation(layer) for layer in range(5)]
+    assert found == ["global", "global", "global", None, "global"]
+    config = TransformerConfig(sliding_window=8, sliding_window_pattern=3, sliding_rope_theta=1e4)
+    assert [config.layer_rotation(layer) for layer in range(3)] == ["local", "local", "global"]
+    assert TransformerConfig(positions="alibi").layer_rotation(0) is None
+
+
 def test_every_second_layer_has_value_embeddings() -> None:
     for n_layers, expected in ((1, [0]), (4, [1, 3]), (5, [0, 2, 4])):
         config = TransformerConfig(n_layers=n_layers, value_embeddings=True)
@@ -200,6 +209,35 @@ LLAMA3 = {
             {"qk_norm": True, "attention_score": "cosine"},
             r"qk_norm=True repeats what attention_score='cosine' does",
         ),
+        (
+            {"attention_score": "additive", "attention_softcap": 5.0},
+            r"attention_softcap=5.0 is not available with attention_score='additive'",
+        ),
+        (
+            {"attention_score": "cosine", "attention_scale": 0.1},
+            r"attention_scale=0.1 is not available with attention_score='cosine'",
+        ),
+        (
+            {"qk_norm_scope": "all_heads"},
+            r"qk_norm_scope='all_heads' has no effect with qk_norm=False; set qk_norm=True",
+        ),
+        (
+            {"qk_norm_scope": "all", "qk_norm": True},
+            r"qk_norm_scope='all' is unknown; use one of head, all_heads",
+        ),
+        (
+            {"norm_placement": "both", "parallel_residual": True},
+            r"norm_placement='both' is not available with parallel_residual=True",
+        ),
+        ({"norm_placement": "after"}, r"'after' is unknown; use one of pre, post, both"),
+        ({"sliding_rope_theta": 1e4}, r"sliding_rope_theta=10000.0 needs sliding_window"),
+        (
+            {"positions": "alibi", "rotary_pattern": "RRN"},
+            r"rotary_pattern='RRN' has no effect with positions='alibi'",
+        ),
+        ({"rotary_pattern": "RS"}, r"rotary_pattern='RS' must be a number or letters R \(rotated"),
+        ({"rotary_pattern": 1}, r"rotary_pattern=1 leaves no layer rotated; use positions='none'"),
+        ({"rotary_pattern": "NN"}, r"rotary_pattern='NN' leaves no layer rotated"),
         (
             {"n_experts": 2, "n_experts_per_token": 3},
             r"n_experts_per_token=3 exceeds n_experts=2; use at most 2",
