@@ -159,21 +159,22 @@ class TokenLossModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip, and keep the norm for the next log point; it is computed once."""
-        by_norm = gradient_clip_algorithm in (None, "norm")
-        own_clipping = type(self.trainer.precision_plugin).clip_grad_by_norm is not (
-            Precision.clip_grad_by_norm
-        )
-        if gradient_clip_val and (not by_norm or own_clipping):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
         if not gradient_clip_val:
             step = self.trainer.global_step
             if not LogPoint.lies_between(self.trainer, step, step + 1):
                 return
+        else:
+            plugin = type(self.trainer.precision_plugin)
+            own_clipping = plugin.clip_grad_by_norm is not Precision.clip_grad_by_norm
+            if gradient_clip_algorithm not in (None, "norm") or own_clipping:
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+                return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(
-            parameters, gradient_clip_val or math.inf
-        ).detach()
+        if gradient_clip_val:
+            self._grad_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        else:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
 
     def on_fit_start(self) -> None:
         """Start every fit with fresh counters."""

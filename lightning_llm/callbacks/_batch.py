@@ -13,7 +13,7 @@ IGNORE_INDEX = -100
 
 def field(container: Any, name: str) -> Any:
     """``container[name]`` of a mapping, ``container.name`` of an object, or ``None``."""
-    if isinstance(container, Mapping):
+    if type(container) is dict or isinstance(container, Mapping):  # the first is much faster
         return container.get(name)
     if isinstance(container, Tensor):
         return None

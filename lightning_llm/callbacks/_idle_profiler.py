@@ -23,5 +23,5 @@ class IdleProfiler(PassThroughProfiler):
 
 def idle(trainer: Trainer) -> None:
     """Use `IdleProfiler` where no profiler was asked for."""
-    if type(trainer.profiler) is PassThroughProfiler:
-        trainer.profiler = IdleProfiler()
+    if type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
+        trainer.profiler = IdleProfiler()  # type: ignore[attr-defined]
