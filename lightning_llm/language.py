@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_llm.losses import linear_cross_entropy, linear_cross_entropy_with_nll
+from lightning_llm.losses import (
+    BackendName,
+    linear_cross_entropy,
+    linear_cross_entropy_with_nll,
+)
 from lightning_llm.optim import AdamW, parameter_groups
 from lightning_llm.steps import TokenLossModule, targets_of
 
@@ -41,6 +45,8 @@ class LanguageModule(TokenLossModule):
         label_smoothing: Mass given to the uniform distribution, in training only.
         z_loss: Weight of the squared log-partition function, in training only.
         loss_chunk_size: Rows of logits alive at a time; chosen automatically when not given.
+        loss_backend: Implementation of the loss in training: ``auto``, ``chunked``, ``torch``,
+            ``liger`` or ``cce``; see `lightning_llm.losses.linear_cross_entropy`.
     """
 
     model: Any  # the network
@@ -54,6 +60,7 @@ class LanguageModule(TokenLossModule):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         loss_chunk_size: int | None = None,
+        loss_backend: BackendName = "auto",
     ) -> None:
         super().__init__(max_tokens=max_tokens)
         self.optimizer = optimizer
@@ -61,6 +68,7 @@ class LanguageModule(TokenLossModule):
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss
         self.loss_chunk_size = loss_chunk_size
+        self.loss_backend = loss_backend
         self.tokenizer: Any = None
         self._restored_tokenizer: dict[str, str] | None = None
 
@@ -123,6 +131,8 @@ class LanguageModule(TokenLossModule):
             "bias": head.bias,
             "logit_softcap": head.logit_softcap,
             "chunk_size": self.loss_chunk_size,
+            # Evaluation reports one likelihood, whatever computed the gradients.
+            "backend": self.loss_backend if self.training else "chunked",
         }
 
     def configure_optimizers(self) -> Any:

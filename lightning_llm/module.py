@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_llm.language import LanguageModule, OutputHead
+from lightning_llm.losses import BackendName
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.steps import documents_of
 
@@ -43,6 +44,8 @@ class CausalLM(LanguageModule):
         z_loss: Weight of the squared log-partition function, in training only
             (PaLM, https://arxiv.org/abs/2204.02311). The reported loss is without it.
         loss_chunk_size: Rows of logits alive at a time; chosen automatically when not given.
+        loss_backend: Implementation of the loss in training: ``auto``, ``chunked``, ``torch``,
+            ``liger`` or ``cce``; see `lightning_llm.losses.linear_cross_entropy`.
 
     Batches: ``input_ids (B, T) int64`` with ``shift_labels (B, T)`` (the target of each position)
     or ``labels (B, T)`` (Hugging Face: aligned with the inputs), ``-100`` ignored; optionally
@@ -63,6 +66,7 @@ class CausalLM(LanguageModule):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         loss_chunk_size: int | None = None,
+        loss_backend: BackendName = "auto",
     ) -> None:
         super().__init__(
             optimizer=optimizer,
@@ -71,6 +75,7 @@ class CausalLM(LanguageModule):
             label_smoothing=label_smoothing,
             z_loss=z_loss,
             loss_chunk_size=loss_chunk_size,
+            loss_backend=loss_backend,
         )
         self.config = resolve_config(config, vocab_size)
         # Plain data only: a checkpoint then loads with weights_only=True.
@@ -81,6 +86,7 @@ class CausalLM(LanguageModule):
                 "label_smoothing": label_smoothing,
                 "z_loss": z_loss,
                 "loss_chunk_size": loss_chunk_size,
+                "loss_backend": loss_backend,
             }
         )
         self.model = self.build_model()

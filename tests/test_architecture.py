@@ -58,7 +58,7 @@ ALL_BUT_CLI = "models losses optim generation metrics callbacks plugins strategi
 TIERS = {
     "models": tier(),
     # Triton comes with torch where it can be used; its one file is imported on the way to a GPU.
-    "losses": tier(libraries="triton"),
+    "losses": tier(libraries="triton", lazy="liger_kernel cut_cross_entropy"),
     "optim": tier(),
     "generation": tier("models"),
     "metrics": tier(libraries="torchmetrics", lazy="sacrebleu"),
@@ -73,7 +73,7 @@ TIERS = {
     ),
     "steps": tier("callbacks", "lightning"),
     "language": tier("steps losses optim", "lightning", "interop"),
-    "module": tier("language steps models", "lightning", "generation interop"),
+    "module": tier("language steps losses models", "lightning", "generation interop"),
     "interop": tier(
         "models losses optim metrics generation data steps language module",
         "numpy lightning tqdm",

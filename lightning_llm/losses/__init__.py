@@ -1,5 +1,6 @@
 """Losses of a language model head, computed without whole logits in memory."""
 
+from lightning_llm.losses.backends import BackendName
 from lightning_llm.losses.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_with_nll,
@@ -7,6 +8,7 @@ from lightning_llm.losses.linear_cross_entropy import (
 from lightning_llm.losses.reference import linear_cross_entropy_reference
 
 __all__ = [
+    "BackendName",
     "linear_cross_entropy",
     "linear_cross_entropy_reference",
     "linear_cross_entropy_with_nll",

@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_llm.losses.backends import BackendName, Request, require, run_backend
+from lightning_llm.losses.choice import choose
 from lightning_llm.losses.operators import rows_op, sum_op
 
 Reduction = Literal["sum", "mean", "none"]
@@ -30,6 +32,7 @@ def linear_cross_entropy(
     logit_softcap: float | None = None,
     reduction: Reduction = "sum",
     chunk_size: int | None = None,
+    backend: BackendName = "auto",
 ) -> Tensor:
     """Cross entropy between ``hidden @ weight.T + bias`` and ``labels``, without whole logits.
 
@@ -51,13 +54,19 @@ def linear_cross_entropy(
         chunk_size: tokens whose logits exist at a time. By default an eighth of them on a CPU,
             within 12 and 32 MiB of logits, and what fits 1 GiB on an accelerator; but at least 128
             and 2,048 tokens.
+        backend: ``"chunked"`` is the implementation here. ``"torch"`` (from 2.13 on, float32 and
+            float64), ``"liger"`` (extra ``[liger]``, CUDA) and ``"cce"`` (extra ``[cce]``, CUDA,
+            16-bit) are others, each with fewer options. ``"auto"`` is ``"chunked"``, except that a
+            process that trains alone on a CUDA device measures once per shape which is fastest.
 
     Returns:
         The loss in float32 (float64 for float64 inputs): scalar, or (N,) for ``"none"``.
 
     Raises:
         TypeError: dtypes that do not fit together.
-        ValueError: shapes that do not fit together, or an option out of range.
+        ValueError: shapes that do not fit together, an option out of range, or one that the
+            backend does not support.
+        ModuleNotFoundError: the backend is not installed.
         RuntimeError: on a second derivative (``create_graph=True``).
 
     Example:
@@ -71,10 +80,16 @@ def linear_cross_entropy(
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction={reduction!r} must be one of {get_args(Reduction)}")
     _check(hidden, weight, labels, bias, label_smoothing, z_loss, logit_softcap, chunk_size)
+    extras = _extras(bias, label_smoothing, z_loss, logit_softcap, chunk_size)
+    request = Request(hidden.device.type, _compute_dtype(hidden), reduction, ignore_index, extras)
     options = (ignore_index, float(label_smoothing), float(z_loss), logit_softcap, chunk_size)
-    if reduction == "none":
-        return rows_op(hidden, weight, labels, bias, *options, _compute_dtype(hidden))
-    loss = _sum(hidden, weight, labels, bias, *options)[0]
+    name = _resolve(backend, hidden, weight, labels, request, options)
+    if name != "chunked":
+        loss = run_backend(name, hidden, weight, labels, request)
+    elif reduction == "none":
+        loss = rows_op(hidden, weight, labels, bias, *options, request.dtype)
+    else:
+        loss = _sum(hidden, weight, labels, bias, *options)[0]
     if reduction == "mean":
         loss = loss / (labels != ignore_index).sum().clamp(min=1)
     return loss
@@ -91,18 +106,78 @@ def linear_cross_entropy_with_nll(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     chunk_size: int | None = None,
+    backend: BackendName = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Summed training loss, and beside it the summed likelihood that is reported.
 
-    Arguments as in :func:`linear_cross_entropy`.
+    Arguments as in :func:`linear_cross_entropy`. With label smoothing or z-loss the two differ, and
+    only the chunked backend knows both: ``"auto"`` takes it then.
 
     Returns:
         ``loss_sum``, differentiable, with label smoothing and z-loss, and ``nll_sum``, detached,
         the plain negative log-likelihood; both scalars in float32 (float64 for float64 inputs).
     """
     _check(hidden, weight, labels, bias, label_smoothing, z_loss, logit_softcap, chunk_size)
+    differ = bool(label_smoothing or z_loss)
+    if differ and backend not in ("auto", "chunked"):
+        option = f"label_smoothing={label_smoothing}" if label_smoothing else f"z_loss={z_loss}"
+        raise ValueError(
+            f"backend={backend!r} does not give the likelihood beside a loss with {option}; "
+            "leave it out, or use backend='chunked' or 'auto'"
+        )
+    extras = _extras(bias, label_smoothing, z_loss, logit_softcap, chunk_size)
+    request = Request(hidden.device.type, _compute_dtype(hidden), "sum", ignore_index, extras)
     options = (ignore_index, float(label_smoothing), float(z_loss), logit_softcap, chunk_size)
-    return _sum(hidden, weight, labels, bias, *options)
+    name = "chunked"
+    if not differ:
+        name = _resolve(backend, hidden, weight, labels, request, options)
+    if name == "chunked":
+        return _sum(hidden, weight, labels, bias, *options)
+    loss = run_backend(name, hidden, weight, labels, request)
+    return loss, loss.detach()
+
+
+def _extras(
+    bias: Tensor | None,
+    label_smoothing: float,
+    z_loss: float,
+    logit_softcap: float | None,
+    chunk_size: int | None,
+) -> dict[str, Any]:
+    """The options that not every backend has, where they are not at their defaults."""
+    given = {
+        "bias": bias,
+        "label_smoothing": label_smoothing or None,
+        "z_loss": z_loss or None,
+        "logit_softcap": logit_softcap,
+        "chunk_size": chunk_size,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _resolve(
+    backend: str,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    request: Request,
+    options: tuple[Any, ...],
+) -> str:
+    """The backend of a call, checked where it was asked for by name."""
+    if backend not in get_args(BackendName):
+        raise ValueError(f"backend={backend!r} must be one of {get_args(BackendName)}")
+    if backend == "auto":
+        bias = request.extras.get("bias")
+        return choose(
+            hidden,
+            weight,
+            labels,
+            request,
+            lambda states, head: _sum(states, head, labels, bias, *options)[0],
+        )
+    if backend != "chunked":
+        require(backend, request)
+    return backend
 
 
 def _sum(

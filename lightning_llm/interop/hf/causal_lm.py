@@ -17,6 +17,7 @@ from lightning_llm.interop.hf.continuation import generate_with_transformers
 from lightning_llm.interop.hf.decoder import Decoder
 from lightning_llm.interop.hf.flops import network_flops_per_token
 from lightning_llm.language import CHECKPOINT_KEY, LanguageModule, OutputHead
+from lightning_llm.losses import BackendName
 from lightning_llm.steps import documents_of
 
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -44,6 +45,8 @@ class HFCausalLM(LanguageModule):
         label_smoothing: Mass given to the uniform distribution, in training only.
         z_loss: Weight of the squared log-partition function, in training only.
         loss_chunk_size: Rows of logits alive at a time; chosen automatically when not given.
+        loss_backend: Implementation of the loss in training: ``auto``, ``chunked``, ``torch``,
+            ``liger`` or ``cce``; see `lightning_llm.losses.linear_cross_entropy`.
         dtype: Of the weights in memory: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for
             the stored one.
         revision: Branch, tag or commit on the hub.
@@ -66,6 +69,7 @@ class HFCausalLM(LanguageModule):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         loss_chunk_size: int | None = None,
+        loss_backend: BackendName = "auto",
         dtype: str = "float32",
         revision: str | None = None,
     ) -> None:
@@ -76,6 +80,7 @@ class HFCausalLM(LanguageModule):
             label_smoothing=label_smoothing,
             z_loss=z_loss,
             loss_chunk_size=loss_chunk_size,
+            loss_backend=loss_backend,
         )
         if dtype not in _DTYPES:
             raise ValueError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
@@ -108,6 +113,7 @@ class HFCausalLM(LanguageModule):
                 "label_smoothing": label_smoothing,
                 "z_loss": z_loss,
                 "loss_chunk_size": loss_chunk_size,
+                "loss_backend": loss_backend,
                 "dtype": dtype,
                 "revision": revision,
             }
