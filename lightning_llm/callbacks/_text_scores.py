@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
@@ -16,6 +16,7 @@ from lightning_llm.callbacks._continuations import (
     check_can_generate,
     continuations,
 )
+from lightning_llm.callbacks._evaluation import EvaluationCallback
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value
 from lightning_llm.callbacks._meeting import data_replica, gather_objects, has_whole_model
 from lightning_llm.callbacks._sampler_padding import (
@@ -24,6 +25,7 @@ from lightning_llm.callbacks._sampler_padding import (
     loader_padding,
 )
 from lightning_llm.callbacks._segments import Segment, missing_texts, segments_of
+from lightning_llm.callbacks._step_again import EvaluationStep
 from lightning_llm.callbacks._text_log import append_rows, log_fact, log_table
 
 
@@ -57,7 +59,7 @@ class _Note(NamedTuple):
     problem: str | None
 
 
-class TextScoreMonitor(Callback):
+class TextScoreMonitor(EvaluationCallback):
     """Collects or generates texts of an evaluation and logs their scores.
 
     What it does is told by `lightning_llm.callbacks.BLEUMonitor`, whose arguments these are.
@@ -103,70 +105,27 @@ class TextScoreMonitor(Callback):
         if stop is not None:
             self._required["stop"] = list(stop)
         self._logged_signatures: dict[str, str] = {}
-        self._start(None)
+        self._start([])
 
     @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer)
+    def start(self, trainer: Trainer) -> None:
+        self._start(evaluation_loaders(trainer))
 
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer)
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, pl_module, "validation_step", outputs, batch, batch_idx, dataloader_idx)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, pl_module, "test_step", outputs, batch, batch_idx, dataloader_idx)
-
-    @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module, "val")
-
-    @override
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module, "test")
-
-    def _start(self, trainer: Trainer | None) -> None:
-        loaders = [] if trainer is None else evaluation_loaders(trainer)
+    def _start(self, loaders: Sequence[Any]) -> None:
         self._padding: list[LoaderPadding | None] = [loader_padding(loader) for loader in loaders]
         self._segments: list[list[Segment]] = [[] for _ in range(max(1, len(loaders)))]
         self._seen = [0] * len(self._segments)  # samples, by dataloader
         self._largest_batch = 1
         self._problem: str | None = None
 
-    def _add(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        step: str,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        index: int,
-    ) -> None:
-        segments = segments_of(outputs, batch, type(self).__name__)
+    @override
+    def add(self, trainer: Trainer, pl_module: LightningModule, ran: EvaluationStep) -> None:
+        index = ran.dataloader_idx
+        segments = segments_of(ran.outputs, ran.batch, type(self).__name__)
         if segments is None:
             # Of several dataloaders, some may be for other callbacks.
-            self._problem = missing_texts(step, outputs, batch, type(self).__name__)
+            name = type(self).__name__
+            self._problem = missing_texts(ran.name, ran.outputs, ran.batch, name)
             if len(self._segments) == 1:
                 raise ValueError(self._problem)
             return
@@ -174,13 +133,13 @@ class TextScoreMonitor(Callback):
             check_can_generate(pl_module, self.generate_fn, type(self).__name__)
         self._largest_batch = max(self._largest_batch, len(segments))
         padding = self._padding[index] if self._padding else None
-        padded = padding.batch(batch_idx) if padding is not None else None
+        padded = padding.batch(ran.batch_idx) if padding is not None else None
         if padded is not None:
             if padded.size == len(segments):
                 segments = segments[: padded.kept]
             else:
                 rank_zero_warn(
-                    f"The sampler behind {step} repeats samples so that all ranks get equally "
+                    f"The sampler behind {ran.name} repeats samples so that all ranks get equally "
                     f"many. Its last batch has {padded.size} samples and {len(segments)} texts, so "
                     f"{type(self).__name__} cannot leave the repetition out: it counts twice."
                 )
@@ -192,7 +151,8 @@ class TextScoreMonitor(Callback):
             if self.max_samples is None or position < self.max_samples:
                 self._segments[index].append(segment)
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
+    @override
+    def finish(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         """All ranks come here once, whatever they have seen."""
         pending = [s for group in self._segments for s in group if s.prediction is None]
         alone = has_whole_model(trainer)
@@ -218,7 +178,7 @@ class TextScoreMonitor(Callback):
             if has_segments[index]:
                 loader = index if len(self._segments) > 1 else None
                 self._score(trainer, pl_module, prefix, group if first else [], loader)
-        self._start(None)
+        self._start([])
 
     def _generate(
         self,

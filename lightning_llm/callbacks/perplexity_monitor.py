@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_llm.callbacks._batch import IGNORE_INDEX, count_targets, field, targets_of
-from lightning_llm.callbacks._distinct import EvaluationStep, without_repetition
+from lightning_llm.callbacks._distinct import without_repetition
+from lightning_llm.callbacks._evaluation import EvaluationCallback
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value
 from lightning_llm.callbacks._likelihood import Likelihood, likelihood_of
 from lightning_llm.callbacks._sampler_padding import (
@@ -20,12 +21,13 @@ from lightning_llm.callbacks._sampler_padding import (
     evaluation_loaders,
     loader_padding,
 )
+from lightning_llm.callbacks._step_again import EvaluationStep
 
 # Columns of the sums kept per dataloader.
 _NLL, _TOKENS, _BYTES, _BYTE_TOKENS = range(4)
 
 
-class PerplexityMonitor(Callback):
+class PerplexityMonitor(EvaluationCallback):
     r"""Logs ``val_perplexity`` and ``test_perplexity`` (and bits per byte) of any LightningModule.
 
     The value is :math:`\exp(\sum \mathrm{NLL} / \sum \mathrm{tokens})` in float64 over all
@@ -62,49 +64,7 @@ class PerplexityMonitor(Callback):
         self._sums: dict[int, Tensor] = {}
 
     @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer)
-
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer)
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        ran = EvaluationStep("validation_step", outputs, batch, batch_idx, dataloader_idx)
-        self._add(trainer, pl_module, ran)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        ran = EvaluationStep("test_step", outputs, batch, batch_idx, dataloader_idx)
-        self._add(trainer, pl_module, ran)
-
-    @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._finish(trainer, pl_module, "val", trainer.num_val_batches)
-
-    @override
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module, "test", trainer.num_test_batches)
-
-    def _start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Trainer) -> None:
         self._sums = {}
         self._padding = [loader_padding(loader) for loader in evaluation_loaders(trainer)]
         table = self.token_byte_lengths
@@ -114,7 +74,8 @@ class PerplexityMonitor(Callback):
             table = torch.as_tensor(table, dtype=torch.int64).to(trainer.strategy.root_device)
         self._byte_table = table
 
-    def _add(self, trainer: Trainer, pl_module: LightningModule, ran: EvaluationStep) -> None:
+    @override
+    def add(self, trainer: Trainer, pl_module: LightningModule, ran: EvaluationStep) -> None:
         index = ran.dataloader_idx
         padding = self._padding[index] if self._padding else None
         padded_batch = padding.batch(ran.batch_idx) if padding is not None else None
@@ -145,14 +106,12 @@ class PerplexityMonitor(Callback):
         sums[_BYTES] += lengths.masked_fill(targets == IGNORE_INDEX, 0).sum()
         sums[_BYTE_TOKENS] += count_targets(targets)
 
-    def _finish(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prefix: str,
-        num_batches: list[int | float],
-    ) -> None:
-        """Reduce once and log. ``num_batches`` is per dataloader, and the same on all ranks."""
+    @override
+    def finish(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
+        if trainer.sanity_checking:
+            return
+        # By dataloader, and the same on all ranks.
+        num_batches = trainer.num_val_batches if prefix == "val" else trainer.num_test_batches
         num_loaders = max(1, len(self._padding))
         # A rank that saw no batch of a loader takes part all the same.
         zeros = _zeros(trainer.strategy.root_device)
