@@ -1,14 +1,15 @@
-"""Cosine and additive attention: bounds of the temperature, and of memory."""
+"""Cosine, additive and capped attention: bounds of the temperature, and of memory."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from variants import BASE, build, inputs
+from variants import build, inputs
 
-from lightning_llm.models import KVCache, TransformerConfig, attention_scores
-from lightning_llm.models.attention_scores import AdditiveAttention
+from lightning_llm.models import KVCache, Transformer, attention_scores
 
 
 class LargestTensor(TorchDispatchMode):
@@ -24,15 +25,26 @@ class LargestTensor(TorchDispatchMode):
         return results
 
 
-@pytest.mark.parametrize("variant", [{}, {"positions": "alibi"}, {"n_kv_heads": 2}])
+CHUNKED = {
+    "additive": {"attention_score": "additive"},
+    "additive_alibi": {"attention_score": "additive", "positions": "alibi"},
+    "additive_grouped": {"attention_score": "additive", "n_kv_heads": 2},
+    "capped": {"attention_softcap": 2.0},
+    "capped_alibi": {"attention_softcap": 2.0, "positions": "alibi"},
+    "capped_grouped": {"attention_softcap": 2.0, "n_kv_heads": 2, "sliding_window": 4},
+}
+
+
+@pytest.mark.parametrize("variant", CHUNKED.values(), ids=list(CHUNKED))
 def test_chunks_change_neither_values_nor_gradients(
     variant: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build(attention_score="additive", **variant).train()
+    model = build(**variant).train()
     ids = inputs()
     documents = torch.tensor([[0] * 4 + [1] * 6, [0] * 10])
     results = []
-    for elements in (1 << 24, 2 * 4 * 10 * 4 * 3, 1):  # whole, three rows, one row at a time
+    per_score = model.blocks[0].attention.elements_per_score
+    for elements in (1 << 24, 2 * 4 * 10 * per_score * 3, 1):  # whole, three rows, one at a time
         monkeypatch.setattr(attention_scores, "_CHUNK_ELEMENTS", elements)
         model.zero_grad()
         logits = model(ids, document_ids=documents)
@@ -44,9 +56,23 @@ def test_chunks_change_neither_values_nor_gradients(
             torch.testing.assert_close(chunks, whole, atol=1e-4, rtol=1e-4)
 
 
+def test_a_high_cap_is_the_fused_attention() -> None:
+    """The chunks and torch's kernel are twins: values and gradients, with dropout off."""
+    capped = build(attention_softcap=1e4, attention_scale=0.3, n_kv_heads=2)
+    fused = Transformer(replace(capped.config, attention_softcap=None)).eval()
+    fused.load_state_dict(capped.state_dict())
+    ids = inputs()
+    for model in (capped, fused):
+        model(ids).square().sum().backward()
+    torch.testing.assert_close(capped(ids), fused(ids), atol=1e-5, rtol=1e-5)
+    for ours, expected in zip(capped.parameters(), fused.parameters()):
+        torch.testing.assert_close(ours.grad, expected.grad, atol=1e-3, rtol=1e-4)
+
+
 @torch.no_grad()
-def test_chunks_with_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids = build(attention_score="additive"), inputs()
+@pytest.mark.parametrize("name", ["additive", "capped"])
+def test_chunks_with_a_cache(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = build(**CHUNKED[name]), inputs()
     expected = model(ids)
     monkeypatch.setattr(attention_scores, "_CHUNK_ELEMENTS", 1)
     cache = KVCache(model.config, 2)
@@ -54,14 +80,14 @@ def test_chunks_with_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_scores, "_CHUNK_ELEMENTS", 10_000)
-    attention = AdditiveAttention(TransformerConfig(**BASE), residual_std=0.1)
-    attention.reset_parameters()
+@pytest.mark.parametrize(("name", "limit"), [("additive", 10_000), ("capped", 5_000)])
+def test_memory_is_bounded(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_scores, "_CHUNK_ELEMENTS", limit)
+    attention = build(**CHUNKED[name]).blocks[0].attention
     x = torch.randn(1, 64, 16, requires_grad=True)
     with LargestTensor() as largest:
         attention(x).sum().backward()
-    assert largest.elements <= 10_000  # of 4 * 64 * 64 * 4 = 65,536
+    assert largest.elements <= limit  # of 4 * 64 * 64 = 16,384, times 4 components if additive
 
 
 def test_cosine_temperature_is_bounded() -> None:
