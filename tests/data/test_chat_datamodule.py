@@ -148,7 +148,7 @@ def test_a_pretrained_tokenizer_without_a_template_gets_chatml(
     [
         ("{{ messages[0]['content'] }}", "does not show message 1"),
         (
-            "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}{{ messages|length }}",
+            "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}{{ messages | length }}",
             "renders the messages before turn 2 differently",
         ),
         ("{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", "closes turn 2"),

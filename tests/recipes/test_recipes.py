@@ -17,8 +17,8 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 RUNNABLE = sorted(
     path
     for path in RECIPES.rglob("*.yaml")
-    # What needs a model or a module of somebody else has tests of its own beside this file.
-    if path.parent.name not in ("hardware", "finetune")
+    # What needs rows, or a model or a module of somebody else, has tests of its own beside this file.
+    if path.parent.name not in ("hardware", "finetune", "translation", "qa")
     and path.name not in ("debug.yaml", "byo_module.yaml")
 )
 OVERLAYS = sorted((RECIPES / "hardware").glob("*.yaml"))
