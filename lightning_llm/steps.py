@@ -96,16 +96,13 @@ class TokenLossModule(L.LightningModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Move the tensors of a plain dictionary directly; other batches as Lightning does."""
-        if type(batch) is not dict:
+        """Move a plain dictionary of tensors directly; other batches as Lightning does."""
+        if type(batch) is not dict or not all(isinstance(x, Tensor) for x in batch.values()):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        tensors = [value for value in batch.values() if isinstance(value, Tensor)]
-        if all(tensor.device == device for tensor in tensors):
+        if all(tensor.device == device for tensor in batch.values()):
             return batch
-        if len(tensors) < len(batch):
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
         later = device.type not in ("cpu", "mps")
-        return {name: value.to(device, non_blocking=later) for name, value in batch.items()}
+        return {name: tensor.to(device, non_blocking=later) for name, tensor in batch.items()}
 
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return ``(nll_sum, num_tokens)``, two scalars on the device."""
