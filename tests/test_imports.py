@@ -25,7 +25,10 @@ PROMISED = {
         "BF16MixedPrecision MasterWeightsPrecision Float8Precision AtomicCheckpointIO"
     ),
     "lightning_llm.optim": "AdamW Muon WarmupCosine WarmupStableDecay",
-    "lightning_llm.data": "TokenStore TokenStoreWriter TokenizerSpec",
+    "lightning_llm.data": (
+        "TokenStore TokenStoreWriter TokenizerSpec "
+        "ChatDataModule TranslationDataModule QADataModule"
+    ),
     "lightning_llm.generation": "generate",
 }
 
