@@ -92,18 +92,6 @@ class TokenLossModule(L.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    @override
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Move a plain dictionary of tensors directly; other batches as Lightning does."""
-        if type(batch) is not dict or not all(isinstance(x, Tensor) for x in batch.values()):
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        if all(tensor.device == device for tensor in batch.values()):
-            return batch
-        later = device.type not in ("cpu", "mps")
-        return {name: tensor.to(device, non_blocking=later) for name, tensor in batch.items()}
-
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return ``(nll_sum, num_tokens)``, two scalars on the device."""
         raise TypeError(f"{type(self).__name__} must define compute_loss(batch)")

@@ -91,14 +91,3 @@ def test_a_profiler_that_was_asked_for_stays() -> None:
     profiler = run.profiler
     assert type(profiler) is SimpleProfiler
     assert any("on_train_batch_end" in action for action in profiler.recorded_durations)
-
-
-def test_batches_are_moved_as_lightning_moves_them() -> None:
-    device = torch.device("meta")
-    module = Tokens()
-    moved = module.transfer_batch_to_device({"a": torch.ones(2)}, device, 0)
-    assert moved["a"].device == device
-    nested = {"a": torch.ones(2), "b": {"c": torch.ones(1)}, "d": ["text"]}
-    moved = module.transfer_batch_to_device(nested, device, 0)
-    assert moved["b"]["c"].device == moved["a"].device == device
-    assert moved["d"] == ["text"]
