@@ -58,7 +58,7 @@ def choose(hidden: Tensor, weight: Tensor, labels: Tensor, request: Request, chu
     return _choices[key]
 
 
-def choices() -> dict[Hashable, str]:
+def backend_choices() -> dict[Hashable, str]:
     """What was chosen so far in this process, by device, dtype, V, D and options."""
     return dict(_choices)
 

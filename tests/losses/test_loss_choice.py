@@ -107,7 +107,7 @@ def test_measured_once_per_shape_and_options(pretend_gpu: list[str]) -> None:
     assert len(pretend_gpu) == 2
     assert _choose(extras={"z_loss": 0.1}) == "chunked"  # nothing else can: no measurement
     assert len(pretend_gpu) == 2
-    assert set(choice.choices().values()) == {"quick", "chunked"}
+    assert set(choice.backend_choices().values()) == {"quick", "chunked"}
 
 
 def test_no_measurement_where_ranks_or_steps_could_differ(
@@ -139,5 +139,5 @@ def test_gpu_auto_records_its_choice() -> None:
     inputs = problem(512, 128, 4096, torch.bfloat16)
     on_device = Problem(*(tensor.detach().cuda() for tensor in inputs)).to(torch.bfloat16)
     linear_cross_entropy(*on_device[:3]).backward()
-    keys = [key for key in choice.choices() if key[0] == on_device.hidden.device]
+    keys = [key for key in choice.backend_choices() if key[0] == on_device.hidden.device]
     assert keys
