@@ -50,45 +50,43 @@ def variants(seq_len: int) -> dict[str, dict[str, Any]]:
 
 
 def plan(args: Namespace, folder: Path) -> list[Plan]:
-    """Plan a run of each variant and seed on the bytes of the Python standard library."""
+    """Plan the runs of each seed, one seed after another, on the bytes of Python's own library."""
     store = steps_to_loss.write_store(folder, quick=args.quick)
     sizes = {"dim": args.dim, "layers": args.layers, "seq_len": args.seq_len, "batch": args.batch}
     rates = {"adamw": args.lr_adamw, "muon": args.lr_muon}
-    seeds = args.seeds[:1] if args.quick else args.seeds
-    tasks = []
-    for name, changes in variants(args.seq_len).items():
-        options = {"optimizer": "adamw", "schedule": "cosine", **changes}
-        options |= {**sizes, "store": str(store), "device": args.device}
-        options["lr"] = rates[options["optimizer"]]
-        tasks += [
-            Task(
-                f"{name}, seed {seed}",
-                f"{steps_to_loss.__name__}:run",
-                {**options, "seed": seed},
-                args.device,
-                args.threads,
-            )
-            for seed in seeds
-        ]
     steps = 2 * STEPS if args.quick else args.train_steps
     pace = Pace(warmup=1, rounds=max(1, steps // STEPS), steps=STEPS, settle=0)
-    settings = {"name_parts": [args.device], **sizes, "seeds": seeds, "train_steps": steps}
-    settings |= {"lr_adamw": args.lr_adamw, "lr_muon": args.lr_muon}
-    title = (
-        f"Steps to the plain model's loss: {args.layers} layers x {args.dim} on source code as "
-        f"bytes, {steps} steps; one learning rate for each optimizer, tuned for no part"
-    )
     columns = ("steps", "last_loss", "milliseconds")
-    return [
-        Plan("architecture", title, "steps/s", tasks, pace, settings, {}, columns, finish=finish)
-    ]
+    plans = []
+    for seed in args.seeds[:1] if args.quick else args.seeds:
+        tasks = []
+        for name, changes in variants(args.seq_len).items():
+            options = {"optimizer": "adamw", "schedule": "cosine", **changes, **sizes}
+            options |= {"store": str(store), "device": args.device, "seed": seed}
+            options["lr"] = rates[options["optimizer"]]
+            run = f"{steps_to_loss.__name__}:run"
+            tasks.append(Task(name, run, options, args.device, args.threads))
+        settings = {"name_parts": [args.device, f"seed {seed}"], **sizes, "train_steps": steps}
+        settings |= {"lr_adamw": args.lr_adamw, "lr_muon": args.lr_muon}
+        title = (
+            f"Steps to the plain model's loss: {args.layers} layers x {args.dim} on source code as "
+            f"bytes, {steps} steps, seed {seed}; one learning rate for each optimizer, tuned for "
+            "no part"
+        )
+        plans.append(
+            Plan(
+                "architecture", title, "steps/s", tasks, pace, settings, {}, columns, finish=finish
+            )
+        )
+    return plans
 
 
 def finish(rows: list[Row]) -> None:
-    """Add to each run the steps to the last loss of the plain model of the same seed."""
+    """Add to each run the steps to the last loss of the plain model."""
     finished = {row["label"]: row["losses"] for row in rows if row.get("losses")}
+    if PLAIN not in finished:
+        return
+    goal = finished[PLAIN][-1]
     for row in rows:
-        name, _, seed = row["label"].partition(", ")
-        plain = finished.get(f"{PLAIN}, {seed}")
-        if name != PLAIN and plain and row["label"] in finished:
-            row["steps_to_loss"] = steps_to_loss.steps_until(row["losses"], plain[-1], STEPS)
+        if row["label"] != PLAIN and row["label"] in finished:
+            row["steps_to_loss"] = steps_to_loss.steps_until(row["losses"], goal, STEPS)
