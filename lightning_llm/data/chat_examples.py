@@ -139,6 +139,7 @@ class _Rendering:
     ) -> None:
         self.tokenizer, self.where = tokenizer, where
         self.messages = messages
+        self.special_tokens = special_tokens_pattern(tokenizer)
         marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
         self.marked = [{**m, "content": mark} for m, mark in zip(messages, marks)]
         self.whole = self._render(self.marked)
@@ -183,7 +184,7 @@ class _Rendering:
                     f"renders the messages before turn {number} differently than within the whole"
                 )
         limit = self.starts[number + 1] if number + 1 < len(self.starts) else len(self.whole)
-        ends = special_tokens_pattern(self.tokenizer).search(self.whole, self.ends[number], limit)
+        ends = self.special_tokens.search(self.whole, self.ends[number], limit)
         if ends is None:
             raise self._error(f"closes turn {number} of the assistant with no special token")
         return start, ends.start() + len(ends[0].rstrip())
@@ -191,12 +192,24 @@ class _Rendering:
     def _contents(self) -> list[str]:
         """Return the contents as the template shows them: as they are, or without outer space."""
         real = self._render(self.messages)
-        given = [message["content"] for message in self.messages]
-        for contents in (given, [content.strip() for content in given]):
-            self.contents = contents
-            if self._filled(len(self.whole)) == real:
-                return contents
-        raise self._error("changes the contents of messages")
+        contents: list[str] = []
+        markup = [
+            self.whole[end:start]
+            for end, start in zip([0, *self.ends], [*self.starts, len(self.whole)])
+        ]
+        position = len(markup[0])
+        for message, after in zip(self.messages, markup[1:]):
+            given = message["content"]
+            # What templates of published models do, some for one role and not for another.
+            shown = (given, given.strip(), given.strip("\n"), given.lstrip("\n"), given.rstrip())
+            found = next((one for one in shown if real.startswith(one + after, position)), None)
+            if found is None:
+                raise self._error("changes the contents of messages")
+            contents.append(found)
+            position += len(found) + len(after)
+        if real[: len(markup[0])] != markup[0] or position != len(real):
+            raise self._error("changes the contents of messages")
+        return contents
 
     def _filled(self, end: int) -> str:
         """Return the whole up to a place, with contents instead of marks."""

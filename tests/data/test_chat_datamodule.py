@@ -133,6 +133,21 @@ def test_the_tokenizer_s_own_template(tmp_path: Path, pretrained: Any) -> None:
         module(tmp_path, {"messages": CHAT}, tokenizer=folder).prepare_data()
 
 
+def test_a_template_that_writes_into_the_last_turn(tmp_path: Path, pretrained: Any) -> None:
+    """What comes between header and content is written by the assistant; outer space may go."""
+    thinking = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% if m.role == 'assistant' and loop.last %}{{ '(thought)' }}{% endif %}"
+        "{{ (m.content | trim if m.role == 'user' else m.content) + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    folder = pretrained(thinking, "<|im_start|>", END)
+    rows = {"messages": [{**m, "content": m["content"] + " "} for m in CHAT]}
+    data = module(tmp_path, rows, tokenizer=folder)
+    (text,) = targets_as_text(data.tokenizer, data.train_dataloader())
+    assert text == f"The token {END} does. {END}(thought)不客气! {END}"
+
+
 def test_a_pretrained_tokenizer_without_a_template_gets_chatml(
     tmp_path: Path, pretrained: Any
 ) -> None:
