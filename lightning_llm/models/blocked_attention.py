@@ -20,7 +20,7 @@ from lightning_llm.models.precision import compute_dtype
 
 _BLOCK = 128  # queries; fewer give small products, more compute scores that nobody sees
 _MAX_BLOCKS = 4  # each is compiled on its own
-_MIN_LENGTH = 64
+_MULTIPLE = 64  # lengths of training; other ones share a kernel that needs no recompilation
 # The weights, T (1 + 1 / blocks) / 2 numbers per query and head, are kept for the backward pass;
 # beyond this they would outgrow the other activations of a layer.
 _MAX_LENGTH = 1024
@@ -30,17 +30,26 @@ _DTYPES = frozenset({torch.bfloat16, torch.float32, torch.float64})
 def takes(query: Tensor, key: Tensor) -> bool:
     """True where :func:`blocked_attention` is faster than ``scaled_dot_product_attention``.
 
+    In compiled code, where masks, casts and softmax are one pass; else in training with bfloat16
+    only, whose backward kernel is the slowest.
+
     Args:
         query: (B, H, T, Dh).
         key: (B, G, S, Dh).
     """
     length = query.shape[2]
-    return (
-        query.device.type == "cpu"
-        and length == key.shape[2]
-        and _MIN_LENGTH <= length <= _MAX_LENGTH
-        and compute_dtype(query) in _DTYPES
-    )
+    if (
+        query.device.type != "cpu"
+        or length != key.shape[2]
+        or length > _MAX_LENGTH
+        or length % _MULTIPLE != 0
+        or torch.compiler.is_exporting()
+    ):
+        return False
+    dtype = compute_dtype(query)
+    if torch.compiler.is_compiling():
+        return dtype in _DTYPES
+    return dtype == torch.bfloat16 and torch.is_grad_enabled()
 
 
 def blocked_attention(

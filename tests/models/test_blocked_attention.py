@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from variants import build
 from lightning_llm.models import KVCache, Transformer
 from lightning_llm.models import blocked_attention as module
 from lightning_llm.models.blocked_attention import blocked_attention
+from lightning_llm.strategies.parallelize import BlockOptions
 
 KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 
@@ -22,7 +24,6 @@ KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK", 3)
-    monkeypatch.setattr(module, "_MIN_LENGTH", 2)
 
 
 @pytest.fixture
@@ -131,9 +132,11 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operators(model: Transformer, length: int, **options: object) -> list[str]:
+def operators(
+    model: Transformer, length: int, *, autocast: bool = True, **options: object
+) -> list[str]:
     ids = torch.arange(2 * length).view(2, length) % model.config.vocab_size
-    with Operators() as seen:
+    with Operators() as seen, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         model.backbone(ids, **options).sum()
     return seen.names
 
@@ -149,17 +152,19 @@ def test_models_use_blocks(options: dict[str, object]) -> None:
 
 
 def test_the_kernel_serves_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(max_seq_len=256).eval()
-    assert KERNEL in operators(model, 32)  # short
+    model = build(max_seq_len=256).train()
+    assert KERNEL in operators(model, 40)
+    assert KERNEL in operators(model, 192, autocast=False)
     monkeypatch.setattr(module, "_MAX_LENGTH", 128)
-    assert KERNEL in operators(model, 192)  # long
+    assert KERNEL in operators(model, 192)
     monkeypatch.undo()
     cache = KVCache(model.config, batch_size=2)
     with torch.no_grad():
-        assert KERNEL not in operators(model, 100, cache=cache)
-        assert KERNEL in operators(model, 100, cache=cache)  # more keys than queries
+        assert KERNEL in operators(model, 192)
+        assert KERNEL in operators(model, 64, cache=cache)
+        assert KERNEL in operators(model, 64, cache=cache)  # more keys than queries
     with torch.device("meta"):
-        assert build(max_seq_len=256)(torch.zeros(1, 200, dtype=torch.long)).shape[1] == 200
+        assert build(max_seq_len=256)(torch.zeros(1, 192, dtype=torch.long)).shape[1] == 192
 
 
 def test_dropout_is_left_to_torch() -> None:
@@ -168,22 +173,30 @@ def test_dropout_is_left_to_torch() -> None:
     assert operators(model.eval(), 192).count("bmm") == 4 * model.config.n_layers
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_model_equals_float64(autocast: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
+def test_training_is_as_exact_as_with_the_kernel(
+    checkpointing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build(max_seq_len=256).train()
-    ids = torch.arange(2 * 200).view(2, 200) % model.config.vocab_size
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        y = model.backbone(ids)
-    y.float().square().sum().backward()
-    grad = model.blocks[0].attention.qkv.weight.grad
-    exact = build(max_seq_len=256).double()
-    exact.load_state_dict(model.state_dict())
-    expected = exact.backbone(ids)
-    expected.square().sum().backward()
-    expected_grad = exact.blocks[0].attention.qkv.weight.grad
-    tolerance = 3e-2 if autocast else 1e-5
-    for result, right in ((y, expected), (grad, expected_grad)):
-        assert (result.double() - right).norm() <= tolerance * right.norm()
+    ids = torch.arange(2 * 192).view(2, 192) % model.config.vocab_size
+
+    def step(model: Transformer, *, autocast: bool = True) -> Tensor:
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            y = model.backbone(ids)
+        y.double().square().sum().backward()
+        grad = model.blocks[0].attention.qkv.weight.grad
+        assert grad is not None
+        return torch.cat([y.detach().double().flatten(), grad.double().flatten()])
+
+    exact = step(copy.deepcopy(model).double(), autocast=False)
+    options = BlockOptions(activation_checkpointing=checkpointing)
+    options.apply(model)
+    blocked = step(model)
+    monkeypatch.setattr(module, "_MAX_LENGTH", 0)
+    kernel = step(model)
+    assert not torch.equal(blocked, kernel)
+    assert (blocked - exact).norm() <= 1.5 * (kernel - exact).norm()
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -191,8 +204,6 @@ def test_model_equals_float64(autocast: bool) -> None:
 @pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
 def test_compiled_blocks(checkpointing: str) -> None:
     """One graph for all layers and steps, without the kernel, with the same gradients."""
-    from lightning_llm.strategies.parallelize import BlockOptions
-
     graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
@@ -217,7 +228,7 @@ def test_compiled_blocks(checkpointing: str) -> None:
     options.apply(model)
     for _ in range(3):
         for result, eager in zip(step(), expected, strict=True):
-            torch.testing.assert_close(result, eager, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(result, eager, rtol=1e-3, atol=2e-4)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
     assert len(graphs) == 2
