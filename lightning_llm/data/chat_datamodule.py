@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_llm.data.chat_examples import ChatTask
+from lightning_llm.data.chat_examples import TURN_END, TURN_START, ChatTask, uses_chatml
 from lightning_llm.data.example_arguments import (
     ExamplePacking,
     check_examples,
@@ -111,3 +111,25 @@ class ChatDataModule(ExampleDataModule):
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         check_examples(type(self).__name__, arguments)
         super().__init__(arguments, row_sources(arguments), ChatTask(messages_field, chat_template))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the stores.
+
+        Raises:
+            ValueError: ChatML's tokens were added to a pretrained tokenizer, and the model has no
+                rows for them; or there is no validation data to validate on.
+        """
+        super().setup(stage)
+        model = getattr(self.trainer, "lightning_module", None)
+        size_limits = getattr(model, "size_limits", None)
+        spec = self._prepared.tokenizer_spec
+        if size_limits is None or spec.pretrained is None or not uses_chatml(self.tokenizer):
+            return
+        rows = size_limits()[0]
+        if self.vocab_size > rows:
+            raise ValueError(
+                f"the tokenizer {spec.pretrained!r} gets ChatML's tokens {TURN_START} and "
+                f"{TURN_END}, which makes {self.vocab_size} ids, but the model's embedding has "
+                f"{rows} rows. Use a tokenizer and model that have them, or give a chat_template "
+                "written with special tokens that this tokenizer has."
+            )

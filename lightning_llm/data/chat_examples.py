@@ -110,6 +110,11 @@ class ChatTask:
         return messages
 
 
+def uses_chatml(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer's chat template is our ChatML."""
+    return bool(tokenizer.chat_template == CHATML)
+
+
 def _message(given: Any, where: str) -> Message:
     if not isinstance(given, dict):
         raise ValueError(f"{where}: expected an object with role and content, got {given!r:.60}.")

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 from task_batches import SMALL, documents_as_text, targets_as_text, write_lines
 from transformers import AutoTokenizer
 
+from lightning_llm import CausalLM
 from lightning_llm.data import ChatDataModule, TokenizerSpec
 from lightning_llm.data.tokenizer import train_tokenizer
+from lightning_llm.models import TransformerConfig
 
 END = "<|im_end|>"
 CHAT = [
@@ -156,6 +159,23 @@ def test_a_pretrained_tokenizer_without_a_template_gets_chatml(
     data = module(tmp_path, tokenizer=folder)
     assert data.vocab_size == known + 2
     assert targets_as_text(data.tokenizer, data.train_dataloader())[0].endswith(f"不客气!{END}")
+
+
+def test_a_model_without_rows_for_chatml_is_refused(tmp_path: Path, pretrained: Any) -> None:
+    folder = pretrained(None)
+    known = len(AutoTokenizer.from_pretrained(folder))
+    data = module(tmp_path, tokenizer=folder)
+    trainer = L.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    config = TransformerConfig(n_layers=1, dim=16, n_heads=1, max_seq_len=192)
+    with pytest.raises(ValueError, match=rf"makes {known + 2} ids, but the .* has {known} rows"):
+        trainer.fit(CausalLM(config, vocab_size=known), data)
 
 
 @pytest.mark.parametrize(

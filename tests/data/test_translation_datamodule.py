@@ -102,6 +102,15 @@ def test_validation_is_in_order_and_limited(tmp_path: Path, pairs: dict[str, Pat
     assert targets_as_text(data.tokenizer, batches) == [t + EOS for t in TARGETS[:7]]
 
 
+def test_workers_do_not_change_batches(tmp_path: Path, pairs: dict[str, Path]) -> None:
+    val = {name.replace("train", "val"): path for name, path in pairs.items()}
+    alone, helped = (module(tmp_path, **pairs, **val, num_workers=n) for n in (0, 2))
+    for one, other in zip(alone.val_dataloader(), helped.val_dataloader(), strict=True):
+        assert one["prompts"] == other["prompts"]
+        assert one["references"] == other["references"]
+        assert torch.equal(one["shift_labels"], other["shift_labels"])
+
+
 def test_the_prompt_of_generation_has_the_ids_of_training(
     tmp_path: Path, pairs: dict[str, Path]
 ) -> None:
