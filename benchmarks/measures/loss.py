@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch import Tensor
 from benchmarks.pacing import Pacer, UnavailableError
 from benchmarks.plan import Pacing, Plan, against
 from benchmarks.race import Task
+
+if TYPE_CHECKING:
+    from lightning_llm.losses import BackendName
 
 PACE = Pacing(warmup=2, rounds=5, steps=3)
 # Vocabulary -> tokens and width of the workload it belongs to (M, L).
@@ -93,8 +96,26 @@ def _ours() -> Loss:
     from lightning_llm.losses import linear_cross_entropy
 
     return lambda hidden, weight, labels: linear_cross_entropy(
-        hidden, weight, labels, reduction="mean"
+        hidden, weight, labels, reduction="mean", backend="chunked"
     )
+
+
+def _through_ours(name: BackendName) -> Callable[[], Loss]:
+    """A backend of `linear_cross_entropy` from another package, for a CUDA device."""
+
+    def loss() -> Loss:
+        from lightning_llm.losses import linear_cross_entropy
+        from lightning_llm.losses.backends import absence
+
+        if not torch.cuda.is_available():
+            raise UnavailableError(f"{name} needs a CUDA device")
+        if missing := absence(name):
+            raise UnavailableError(missing)
+        return lambda hidden, weight, labels: linear_cross_entropy(
+            hidden, weight, labels, reduction="mean", backend=name
+        )
+
+    return loss
 
 
 def _hugging_face() -> Loss:
@@ -131,4 +152,6 @@ IMPLEMENTATIONS: dict[str, Callable[[], Loss]] = {
     "whole_logits": _whole_logits,
     "torch_chunked": _torch_chunked,
     "litgpt": _litgpt,
+    "liger": _through_ours("liger"),
+    "cce": _through_ours("cce"),
 }
