@@ -79,8 +79,9 @@ TIERS = {
         "numpy lightning tqdm",
         lazy="transformers datasets tokenizers safetensors peft huggingface_hub",
     ),
+    "diagnostics": tier("callbacks strategies", "lightning"),
     "cli": tier(
-        f"{ALL_BUT_CLI} steps language module",
+        f"{ALL_BUT_CLI} diagnostics steps language module",
         "numpy lightning yaml",
         lazy="omegaconf jsonargparse transformers safetensors",
     ),

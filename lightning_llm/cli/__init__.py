@@ -18,6 +18,7 @@ TRAINING_COMMANDS = {
     "test": "evaluate a checkpoint on the test files",
     "predict": "write the log-likelihood of each row of the data to a file",
     "prepare": "train the tokenizer and write the token store, nothing else",
+    "doctor": "run a few steps of the recipe and report what slows them down or is wrong",
 }
 CHECKPOINT_COMMANDS = {
     "generate": "continue prompts with a trained model",
@@ -51,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, rest: list[str]) -> int:
+    if command == "doctor":
+        from lightning_llm.cli.doctor import run_doctor
+
+        return run_doctor(rest)
     if command in TRAINING_COMMANDS:
         from lightning_llm.cli.training import run_training
 

@@ -6,11 +6,12 @@ import json
 import os
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as L
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from lightning_llm.cli.recipe import (
     RecipeParser,
@@ -29,14 +30,7 @@ from lightning_llm.cli.safeguards import (
 
 def run_training(command: str, arguments: list[str]) -> int:
     """Parse the recipe, build data, model and trainer, and run the command."""
-    register_resolvers()
-    install_guard()
-    allowed, arguments = split_allow_import(arguments)
-    restrict_imports(allowed)
-    # The current folder is where a user's own module lies, as with `python -m`.
-    if allowed and "" not in sys.path:
-        sys.path.insert(0, "")
-    cli = RecipeCLI(command, arguments)
+    cli = RecipeCLI(command, prepare_parsing(arguments))
     if command == "prepare":
         return _prepare(cli)
     _probe_output(cli.trainer)
@@ -56,6 +50,18 @@ def run_training(command: str, arguments: list[str]) -> int:
     return 0
 
 
+def prepare_parsing(arguments: list[str]) -> list[str]:
+    """Set up how recipes are read, and take ``--allow_import`` out of the arguments."""
+    register_resolvers()
+    install_guard()
+    allowed, arguments = split_allow_import(arguments)
+    restrict_imports(allowed)
+    # The current folder is where a user's own module lies, as with `python -m`.
+    if allowed and "" not in sys.path:
+        sys.path.insert(0, "")
+    return arguments
+
+
 class RecipeCLI(LightningCLI):
     """LightningCLI with one flat parser per command.
 
@@ -69,6 +75,7 @@ class RecipeCLI(LightningCLI):
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
+            save_config_callback=None if command == "doctor" else SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             # Lightning's own default, which it takes back, with a warning, once max_steps is set.
             trainer_defaults={"max_epochs": 1000},
@@ -100,6 +107,9 @@ class RecipeCLI(LightningCLI):
             add("--verify", action="store_true", help="Check the stores against their checksums.")
             self.command_options = ["verify"]
             return
+        if self.command == "doctor":
+            _add_doctor_options(add)
+            return
         add("--ckpt_path", type=str | None, default=None, help="Checkpoint to load, or 'last'.")
         self.command_options = ["ckpt_path"]
         if self.command == "fit":
@@ -129,7 +139,7 @@ class RecipeCLI(LightningCLI):
         """Build the trainer with what the recipe leaves to the command line."""
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        if self.command == "fit":
+        if self.command in ("fit", "doctor"):
             callbacks = [*callbacks, *missing_callbacks(given)]
         callbacks += missing_progress_bar(given, config.get("enable_progress_bar"))
         trainer = super()._instantiate_trainer(config, callbacks)
@@ -138,6 +148,19 @@ class RecipeCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the recipe alone: hyperparameters in a checkpoint never override it."""
+
+
+def _add_doctor_options(add: Callable[..., Any]) -> None:
+    report: Any = Literal["text", "json"]
+    add("--format", type=report, default="text", help="Of the report on standard output.")
+    add("--steps", type=int, default=8, help="Optimizer steps to time.")
+    add("--warmup", type=int, default=3, help="Optimizer steps before those.")
+    add(
+        "--measure_allocator",
+        type=bool,
+        default=True,
+        help="On a CPU, run the steps again with the settings of glibc's allocator.",
+    )
 
 
 def _vocab_size(data: Any) -> int | None:
