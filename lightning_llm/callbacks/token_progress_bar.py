@@ -146,11 +146,10 @@ class TokenProgressBar(ProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_due:
             self._refresh(trainer)
+        self._line.end()  # Lightning may have something to say here
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_due:
-            self._refresh(trainer)
         self._line.end()
         if self._is_enabled and trainer.global_step > self._first_step:
             steps = trainer.global_step - self._first_step
