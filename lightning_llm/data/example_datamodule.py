@@ -187,6 +187,13 @@ class ExampleDataModule(pl.LightningDataModule):
                 rows.truncated,
                 self.seq_len + 1,
             )
+        if rows.unprompted:
+            _LOG.warning(
+                "%s: %d prompts fill seq_len=%d: they have a loss, but no text is generated.",
+                part,
+                rows.unprompted,
+                self.seq_len,
+            )
         if len(rows) == 0:
             shortest = int(np.diff(examples.store.document_offsets).min())
             raise ValueError(

@@ -36,7 +36,9 @@ class PackedExamples(PackedDocuments):
     For evaluation, rows keep the order of the examples, and a batch has the ``prompts`` and
     ``references`` of the examples that begin in it: each once, however rows are shared out. There
     an example that is too long loses its end even with ``too_long="drop"``, so that texts are
-    scored on all data; only where no target fits behind the prompt it is left out.
+    scored on all data; only where no target fits behind the prompt it is left out. A prompt that
+    leaves no room in a row for what should follow, as that of a long conversation may, is not in
+    the batch.
 
     Args:
         store: Token ids, one document per example.
@@ -63,7 +65,7 @@ class PackedExamples(PackedDocuments):
     ) -> None:
         self.targets, self.too_long, self.texts = targets, too_long, texts
         self.limit = limit
-        self.dropped = self.truncated = 0
+        self.dropped = self.truncated = self.unprompted = 0
         super().__init__(store, seq_len, one_per_row=one_per_row, pad_id=pad_id)
 
     @property
@@ -83,6 +85,7 @@ class PackedExamples(PackedDocuments):
                 for row in np.asarray(indices).tolist()
                 if row >= 0
                 for piece in range(self.row_offsets[row], self.row_offsets[row + 1])
+                if self._has_room[piece]
             ]
             batch["prompts"] = [self.texts.prompts[i] for i in examples]
             batch["references"] = [self.texts.references[i] for i in examples]
@@ -100,10 +103,23 @@ class PackedExamples(PackedDocuments):
         cuts = self.texts is not None or self.too_long == "truncate"
         keep = has_target & (fits | cuts)
         self._kept = np.flatnonzero(keep)
+        if self.texts is not None:
+            self._has_room = self._prompt_lengths(marked)[self._kept] < self.seq_len
+            self.unprompted = int((~self._has_room).sum())
         self.dropped = len(starts) - len(self._kept)
         self.truncated = int((keep & ~fits).sum())
         lengths = np.minimum(inputs[keep], self.seq_len).astype(np.int32)
         return starts[keep], lengths
+
+    def _prompt_lengths(self, marked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return how many tokens come before the last run of targets of each example."""
+        offsets = self.store.document_offsets
+        begins = np.diff(marked, prepend=-2) > 1
+        begins |= np.isin(marked, offsets)  # targets that follow those of the example before
+        runs = marked[begins]
+        last = np.searchsorted(runs, offsets[1:]) - 1
+        starts = np.maximum(runs[last] if len(runs) else offsets[:-1], offsets[:-1])
+        return starts - offsets[:-1]
 
     def _arranged(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         if self.texts is None:

@@ -114,6 +114,21 @@ def test_validation_prompts_end_where_the_last_answer_starts(tmp_path: Path) -> 
     assert data.tokenizer.eos_token == END  # where generation stops
 
 
+def test_a_prompt_that_fills_the_row_is_not_generated_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turn = {"role": "user", "content": "a long question " * 10}
+    answer = {"role": "assistant", "content": "short"}
+    rows = [{"messages": [turn, answer] * n} for n in (1, 3)]
+    data = module(tmp_path, val_files=chats(tmp_path / "val.jsonl", *rows), seq_len=230)
+    batches = list(data.val_dataloader())
+    assert [len(batch["prompts"]) for batch in batches] == [1, 0]
+    assert [len(batch["references"]) for batch in batches] == [1, 0]
+    texts = targets_as_text(data.tokenizer, batches)
+    assert texts == [f"short{END}", f"short{END}"]  # of the second, what fits
+    assert "val: 1 prompts fill seq_len=230" in caplog.text
+
+
 def test_a_trained_tokenizer_carries_the_template(tmp_path: Path) -> None:
     data = module(tmp_path)
     data.tokenizer.save_pretrained(tmp_path / "saved")

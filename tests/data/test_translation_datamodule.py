@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -126,13 +127,32 @@ def test_the_prompt_of_generation_has_the_ids_of_training(
 
 
 def test_rows_in_other_files(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
     rows = [{"pair": {"en": s, "zh": t}} for s, t in zip(SOURCES, TARGETS)]
-    jsonl = write_lines(tmp_path / "a.jsonl", [json.dumps(row) for row in rows])
-    tsv = write_lines(tmp_path / "a.tsv", [f"{s}\t{t}" for s, t in zip(SOURCES, TARGETS)])
+    lines = write_lines(tmp_path / "a.jsonl", [json.dumps(row) for row in rows])
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress(lines.read_bytes()))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    pairs = [f"{s}\t{t}\r" for s, t in zip(SOURCES, TARGETS)]
+    plain = write_lines(tmp_path / "d.tsv", pairs)
+    headed = write_lines(tmp_path / "e.tsv", ["source\ttarget", *pairs])
     fields = {"source_field": "pair.en", "target_field": "pair.zh"}
     expected = sorted(t + EOS for t in TARGETS)
-    for data in (module(tmp_path, train_files=jsonl, **fields), module(tmp_path, train_files=tsv)):
-        assert sorted(targets_as_text(data.tokenizer, data.train_dataloader())) == expected
+    for file in (lines, packed, tmp_path / "c.parquet", plain, headed):
+        data = module(tmp_path, train_files=file, **(fields if file.suffix != ".tsv" else {}))
+        assert sorted(targets_as_text(data.tokenizer, data.train_dataloader())) == expected, file
+
+
+def test_a_share_of_the_rows_validates(tmp_path: Path, pairs: dict[str, Path]) -> None:
+    data = module(tmp_path, **pairs, val_fraction=0.3, max_train_samples=20)
+    val = [text for batch in data.val_dataloader() for text in batch["references"]]
+    train = targets_as_text(data.tokenizer, data.train_dataloader())
+    assert 1 < len(val) < 15
+    assert sorted([*train, *(text + EOS for text in val)]) == sorted(t + EOS for t in TARGETS[:20])
+    with pytest.raises(ValueError, match=r"the val part has no example.*val_fraction=1e-06"):
+        module(tmp_path, **pairs, val_fraction=1e-6).prepare_data()
 
 
 def test_rows_of_a_dataset(tmp_path: Path) -> None:
