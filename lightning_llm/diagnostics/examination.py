@@ -72,7 +72,7 @@ def examine(
             trainer.fit(module, datamodule=datamodule, train_dataloaders=train_dataloaders)
         except Unsupported as error:  # fullgraph=True, and the code breaks the graph
             return Report(
-                examination.setup or Setup(strategy=type(trainer.strategy).__name__),
+                examination.seen_setup or Setup(strategy=type(trainer.strategy).__name__),
                 graph_breaks=1,
                 break_reasons=[str(error).strip().splitlines()[0]],
             )
@@ -94,7 +94,7 @@ class Examination(L.Callback):
         super().__init__()
         self.timer = PhaseTimer(clock, guest=self.state_key)
         self.syncs = HostSyncCounter(torch.device("cpu"))
-        self.setup: Setup | None = None
+        self.seen_setup: Setup | None = None
         self._timed_from, self._counted_from = warmup, warmup + steps
         self._last = warmup + steps + _COUNTED_STEPS
         self._step = 0
@@ -156,7 +156,7 @@ class Examination(L.Callback):
             trainer.fit_loop.max_epochs = -1
         if self._step == self._timed_from:
             self._compilation.settled()
-            self.setup = read_setup(trainer, module, batch)
+            self.seen_setup = read_setup(trainer, module, batch)
             self.timer.begin()
         if self._step == self._counted_from:
             self.timer.end()
@@ -186,7 +186,7 @@ class Examination(L.Callback):
         Raises:
             ValueError: The run ended before all steps were made.
         """
-        if self._step < self._last or self.setup is None:
+        if self._step < self._last or self.seen_setup is None:
             raise ValueError(
                 f"the run ended after {self._step} of {self._last} optimizer steps; give the data "
                 f"more rows, or lower trainer.accumulate_grad_batches"
@@ -203,7 +203,7 @@ class Examination(L.Callback):
         compilation = self._compilation.result()
         between, at_log_point, places = self._waits()
         return Report(
-            setup=self.setup,
+            setup=self.seen_setup,
             steps=steps,
             tokens_per_second=tokens / split.total if tokens else None,
             tokens_per_step=tokens / steps if tokens else None,

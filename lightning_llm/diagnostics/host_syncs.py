@@ -160,14 +160,12 @@ class _ReadingMode(TorchDispatchMode):
             target = kwargs.get("device")
             return target is not None and torch.device(target).type == "cpu"
         # copy_(self, source, non_blocking=False)
-        return (
-            name == "aten::copy_" and inputs[0].device.type == "cpu" and not inputs[2:3] == [True]
-        )
+        return name == "aten::copy_" and inputs[0].device.type == "cpu" and inputs[2:3] != [True]
 
 
 @contextmanager
 def _patched_methods(mode: _ReadingMode) -> Iterator[None]:
-    """Report ``tolist``, ``numpy`` and ``cpu`` of the device's tensors where they are no operators."""
+    """Report ``tolist``, ``numpy`` and ``cpu`` of the device's tensors, which are no operators here."""
     if not mode._on_cpu:
         yield
         return

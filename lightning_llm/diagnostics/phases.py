@@ -6,7 +6,6 @@ the innermost announced part alone, so the phases add up to the whole.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, NamedTuple
 
 from lightning.pytorch.profilers import Profiler
@@ -84,12 +83,13 @@ class PhaseTimer(Profiler):
 
     def split(self) -> Split:
         """Return the seconds between ``begin`` and ``end`` by what they went to."""
-        phases, callbacks = dict.fromkeys(PHASES, 0.0), Counter[str]()
+        phases = dict.fromkeys(PHASES, 0.0)
+        callbacks: dict[str, float] = {}
         for owner, seconds in zip(self._owners, self._clock.seconds(self._marks)):
             phases[owner.phase] += seconds
             if owner.callback is not None:
-                callbacks[owner.callback] += seconds
-        return Split(phases, dict(callbacks.most_common()))
+                callbacks[owner.callback] = callbacks.get(owner.callback, 0.0) + seconds
+        return Split(phases, callbacks)
 
     @override
     def start(self, action_name: str) -> None:

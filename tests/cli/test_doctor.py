@@ -1,4 +1,4 @@
-"""`lightning-llm doctor`: valid JSON alone on standard output, faults found, nothing left behind."""
+"""`lightning-llm doctor`: JSON alone on standard output, faults found, nothing left behind."""
 
 from __future__ import annotations
 
