@@ -76,10 +76,10 @@ class PreparedExamples:
     cache_dir: str | Path | None = None
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the rows of all parts."""
+    def fingerprints(self) -> dict[str, str]:
+        """Hash of the rows of each source."""
         root = cache_root(self.cache_dir)
-        return cache_key({part: source.fingerprint(root) for part, source in self.sources.items()})
+        return {part: source.fingerprint(root) for part, source in self.sources.items()}
 
     @cached_property
     def path(self) -> Path:
@@ -87,14 +87,30 @@ class PreparedExamples:
         spec = self.tokenizer_spec
         content = {
             "format": _FORMAT,
-            "rows": self.fingerprint,
-            "task": [type(self.task).__name__, self.task.options()],
-            "split": [self.val_fraction, self.seed] if self._splits else None,
+            "rows": self.fingerprints,
+            **self._options(),
             "tokenizer": self.task.adapted(spec).fingerprint()
             if spec.pretrained is None
             else [tokenizer_fingerprint(self.tokenizer), str(self.tokenizer.chat_template)],
         }
         return cache_root(self.cache_dir) / cache_key(content)
+
+    @cached_property
+    def tokenizer_path(self) -> Path:
+        """Folder of the trained tokenizer, whatever is validated or tested beside."""
+        content = {
+            "format": _FORMAT,
+            "rows": self.fingerprints["train"],
+            **self._options(),
+            "tokenizer": self.task.adapted(self.tokenizer_spec).fingerprint(),
+        }
+        return cache_root(self.cache_dir) / f"tokenizer-{cache_key(content)}"
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "task": [type(self.task).__name__, self.task.options()],
+            "split": [self.val_fraction, self.seed] if self._splits else None,
+        }
 
     @property
     def parts(self) -> list[Part]:
@@ -108,14 +124,14 @@ class PreparedExamples:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer: loaded, or trained on the training rows and kept in the cache entry."""
+        """The tokenizer: loaded, or trained on the training rows and kept in the cache."""
         if self.tokenizer_spec.pretrained is not None:
             tokenizer = load_tokenizer(self.tokenizer_spec.pretrained)
             self.task.equip(tokenizer)
             return tokenizer
-        folder = self.path / "tokenizer"
+        folder = self.tokenizer_path
         if not folder.exists():
-            with locked(self.path):
+            with locked(folder):
                 if not folder.exists():
                     self._train_tokenizer(folder)
         return load_tokenizer(folder)
@@ -129,7 +145,7 @@ class PreparedExamples:
         )
         tokenizer = train_tokenizer(self.task.adapted(self.tokenizer_spec), texts)
         self.task.equip(tokenizer)
-        temporary = folder.with_name(".tokenizer.writing")
+        temporary = folder.with_name(f".{folder.name}.writing")
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
         tokenizer.save_pretrained(temporary)
         temporary.rename(folder)
@@ -176,7 +192,7 @@ class PreparedExamples:
         skipped = 0
         with ExitStack() as stack:
             outputs = {
-                part: _PartWriter(stack, self.path, part, tokenizer, self.fingerprint)
+                part: _PartWriter(stack, self.path, part, tokenizer, cache_key(self.fingerprints))
                 for part in self.parts
             }
             encode = ExampleEncoder(tokenizer)

@@ -201,6 +201,16 @@ def test_the_cache_is_that_of_the_content(tmp_path: Path, pairs: dict[str, Path]
     assert path() != first
 
 
+def test_test_data_does_not_change_the_tokenizer(tmp_path: Path, pairs: dict[str, Path]) -> None:
+    alone = module(tmp_path, **pairs)
+    alone.prepare_data()
+    other = write_lines(tmp_path / "test.tsv", ["never seen\t从未见过"])
+    tested = module(tmp_path, **pairs, test_files=other)
+    assert next(iter(tested.test_dataloader()))["references"] == ["从未见过"]
+    assert tested.tokenizer.get_vocab() == alone.tokenizer.get_vocab()
+    assert len(list((tmp_path / "cache").glob("tokenizer-*/"))) == 1
+
+
 def test_names_of_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
     lines = [f"say {EOS} now"] * 3
     files = {s: write_lines(tmp_path / s, lines) for s in ("train_source", "train_target")}
