@@ -49,7 +49,7 @@ def _is_worth_measuring(report: Report) -> bool:
 
 
 def _allocator_speedup(report: Report, arguments: list[str]) -> float | None:
-    """Run the same steps in a process that starts with glibc's settings; the ratio of the speeds."""
+    """Run the same steps in a process with glibc's settings; return the ratio of the speeds."""
     command = [sys.executable, "-m", "lightning_llm.cli", "doctor", *arguments]
     command += ["--format", "json", "--measure_allocator", "false"]
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)

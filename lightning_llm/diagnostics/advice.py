@@ -83,7 +83,8 @@ def tune_allocator(report: Report) -> str | None:
         return None
     return (
         f"the C library's allocator returns memory to the system in every step: with its settings "
-        f"the same steps ran {gain:.2f} times as fast. Start the command with "
+        f"the same steps ran {gain:.2f} times as fast (one short run each: load on the machine "
+        f"distorts it). Start the command with "
         f"{settings_for_shell()} in front"
     )
 
@@ -135,8 +136,8 @@ def load_ahead(report: Report) -> str | None:
         return None
     more = "1" if not workers else str(2 * workers)
     return (
-        f"training waits for data {share:.0%} of the time: raise num_workers of the data to {more}, "
-        f"and prepare in advance what is computed per batch (lightning-llm prepare)"
+        f"training waits for data {share:.0%} of the time: raise num_workers of the data to "
+        f"{more}, and prepare in advance what is computed per batch (lightning-llm prepare)"
     )
 
 

@@ -45,6 +45,14 @@ def boundaries_of(batch: Any) -> Tensor | None:
     return None
 
 
+def holds_several_documents(batch: Any) -> bool:
+    """Whether a row of the batch holds two documents that it tells apart; reads the device."""
+    documents = boundaries_of(batch)
+    if documents is None:
+        return False
+    return bool(((documents != documents[:, :1]) & (documents >= 0)).any())
+
+
 def try_sight(module: L.LightningModule, batch: Any) -> Sight:
     """Exchange tokens of a batch and see which hidden states, or logits, follow.
 
@@ -120,16 +128,18 @@ def _differ(before: Tensor, after: Tensor, where: Tensor) -> bool:
 def _states(module: L.LightningModule, batch: Mapping[str, Any]) -> Tensor | None:
     """States (B, T, ...) near the output of the model."""
     shape = batch["input_ids"].shape
-    if callable(getattr(module, "hidden_states", None)):
-        states = module.hidden_states(batch)
+    hidden_states: Any = getattr(module, "hidden_states", None)
+    if callable(hidden_states):
+        states = hidden_states(batch)
         return states.detach() if isinstance(states, Tensor) else None
     seen: list[Tensor] = []
 
     def look(part: nn.Module, args: Any, output: Any) -> None:
         output = field(output, "logits") if not isinstance(output, Tensor) else output
-        if isinstance(output, Tensor) and output.ndim > 2 and output.is_floating_point():
-            if output.shape[:2] == shape:
-                seen.append(output.detach())
+        if not isinstance(output, Tensor) or output.ndim < 3 or output.shape[:2] != shape:
+            return
+        if output.is_floating_point():
+            seen.append(output.detach())
 
     hooks = [part.register_forward_hook(look) for part in module.modules() if part is not module]
     try:

@@ -22,7 +22,7 @@ from lightning_llm.callbacks._flops import find_peak, find_token_flops
 from lightning_llm.callbacks._token_count import TokenCount
 from lightning_llm.diagnostics.clocks import Clock, clock_of
 from lightning_llm.diagnostics.compilation import CompilationWatch
-from lightning_llm.diagnostics.documents import Sight, try_sight
+from lightning_llm.diagnostics.documents import Sight, holds_several_documents, try_sight
 from lightning_llm.diagnostics.host_syncs import HostSync, HostSyncCounter
 from lightning_llm.diagnostics.padding import padding_mask
 from lightning_llm.diagnostics.phases import PhaseTimer
@@ -122,7 +122,9 @@ class Examination(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.syncs.on_device(batch)
-        if self._batch is None:
+        # In the warm-up the device may be asked whether a batch is one to try documents on.
+        is_better = self._step < self._timed_from and not holds_several_documents(self._batch)
+        if self._batch is None or (is_better and holds_several_documents(batch)):
             self._batch = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, batch)
 
     @override

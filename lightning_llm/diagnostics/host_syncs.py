@@ -165,7 +165,7 @@ class _ReadingMode(TorchDispatchMode):
 
 @contextmanager
 def _patched_methods(mode: _ReadingMode) -> Iterator[None]:
-    """Report ``tolist``, ``numpy`` and ``cpu`` of the device's tensors, which are no operators here."""
+    """Report reading methods of the device's tensors, which are no operators on a CPU."""
     if not mode._on_cpu:
         yield
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
@@ -24,23 +25,24 @@ def quiet(trainer: L.Trainer, guest: L.Callback, profiler: Profiler) -> Iterator
     Everything is put back at the end. Loggers are replaced by one that drops what it is given, so
     that collecting the values still takes its time.
     """
+    run: Any = trainer  # attributes that its class does not declare
     kept = {
-        "callbacks": trainer.callbacks,
-        "loggers": trainer.loggers,
-        "profiler": trainer.profiler,
-        "_default_root_dir": trainer._default_root_dir,
-        "limit_val_batches": trainer.limit_val_batches,
-        "num_sanity_val_steps": trainer.num_sanity_val_steps,
+        "callbacks": run.callbacks,
+        "loggers": run.loggers,
+        "profiler": run.profiler,
+        "_default_root_dir": run._default_root_dir,
+        "limit_val_batches": run.limit_val_batches,
+        "num_sanity_val_steps": run.num_sanity_val_steps,
     }
-    working = [callback for callback in trainer.callbacks if not isinstance(callback, _LEFT_OUT)]
+    working = [callback for callback in run.callbacks if not isinstance(callback, _LEFT_OUT)]
     with TemporaryDirectory(prefix="doctor-") as folder:
-        trainer.callbacks = [guest, *working]  # type: ignore[attr-defined]
-        trainer.loggers = [DummyLogger()] if trainer.loggers else []
-        trainer.profiler = profiler  # type: ignore[attr-defined]
-        trainer._default_root_dir = folder
-        trainer.limit_val_batches = trainer.num_sanity_val_steps = 0
+        run.callbacks = [guest, *working]
+        run.loggers = [DummyLogger()] if run.loggers else []
+        run.profiler = profiler
+        run._default_root_dir = folder
+        run.limit_val_batches = run.num_sanity_val_steps = 0
         try:
             yield
         finally:
             for name, value in kept.items():
-                setattr(trainer, name, value)
+                setattr(run, name, value)
