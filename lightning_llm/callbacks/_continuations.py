@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -44,9 +45,16 @@ def continuations(
     function: Any = generate_fn or pl_module.generate
     arguments = (pl_module, prompts) if generate_fn is not None else (prompts,)
     modes = [(module, module.training) for module in pl_module.modules()]
+    # Sharded weights are gathered, so that ranks may take different numbers of steps.
+    whole_weights = getattr(trainer.strategy, "whole_weights", nullcontext)
     pl_module.eval()
     try:
-        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.val_step_context():
+        with (
+            isolate_rng(),
+            torch.no_grad(),
+            whole_weights(),
+            trainer.precision_plugin.val_step_context(),
+        ):
             if seed is not None:
                 torch.manual_seed(seed)
             passed = {**accepted(function, options), **(required or {})}

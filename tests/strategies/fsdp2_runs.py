@@ -70,23 +70,36 @@ class Data(L.LightningDataModule):
 
 
 class Watch(L.Callback):
-    """Keeps losses, logged norms and, at the end, whole weights."""
+    """Keeps logged norms, and whole weights and optimizer states of the moments that matter."""
 
-    def __init__(self) -> None:
+    def __init__(self, save: Any = None, save_after: int = 4) -> None:
+        self.save, self.save_after = save, save_after
         self.norms: list[float] = []
         self.found: dict[str, Any] = {}
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.found["start"] = state_of(trainer, module)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         if "grad_norm" in trainer.callback_metrics:
             self.norms.append(float(trainer.callback_metrics["grad_norm"]))
+        if self.save is not None and trainer.global_step == self.save_after:
+            trainer.save_checkpoint(self.save)
+            self.found["saved"] = state_of(trainer, module)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        self.found = {
-            "weights": whole(module.state_dict()),
-            "optimizer": optimizer_state(module, trainer.optimizers[0]),
-            "norms": self.norms,
-            "val_loss": float(trainer.callback_metrics.get("val_loss", torch.tensor(0.0))),
-        }
+        self.found |= state_of(trainer, module)
+        self.found["norms"] = self.norms
+        val_loss = trainer.callback_metrics.get("val_loss", torch.tensor(0.0))
+        self.found["val_loss"] = float(val_loss)
+
+
+def state_of(trainer: Any, module: Any) -> dict[str, Any]:
+    """Whole weights and optimizer states."""
+    return {
+        "weights": whole(module.state_dict()),
+        "optimizer": optimizer_state(module, trainer.optimizers[0]),
+    }
 
 
 def whole(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -118,7 +131,7 @@ def fit(
     """Train from a seed and return what `Watch` kept."""
     torch.manual_seed(seed)
     build = module or (lambda: CausalLM(CONFIG))
-    watch = Watch()
+    watch = Watch(save)
     defaults: dict[str, Any] = {
         "max_epochs": 1,
         "gradient_clip_val": 0.5,
@@ -130,8 +143,6 @@ def fit(
         use_distributed_sampler=False,
     )
     runner.fit(build(), Data(), ckpt_path=ckpt_path)
-    if save is not None:
-        runner.save_checkpoint(save)
     return watch.found
 
 
