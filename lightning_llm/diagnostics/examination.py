@@ -25,7 +25,7 @@ from lightning_llm.diagnostics.compilation import CompilationWatch
 from lightning_llm.diagnostics.documents import Sight, holds_several_documents, try_sight
 from lightning_llm.diagnostics.host_syncs import HostSync, HostSyncCounter
 from lightning_llm.diagnostics.padding import padding_mask
-from lightning_llm.diagnostics.phases import PhaseTimer
+from lightning_llm.diagnostics.phases import PHASES, PhaseTimer
 from lightning_llm.diagnostics.quiet import quiet
 from lightning_llm.diagnostics.report import Report
 from lightning_llm.diagnostics.setup import Setup, read_setup
@@ -73,6 +73,7 @@ def examine(
         except Unsupported as error:  # fullgraph=True, and the code breaks the graph
             return Report(
                 examination.seen_setup or Setup(strategy=type(trainer.strategy).__name__),
+                seconds=dict.fromkeys(PHASES),
                 graph_breaks=1,
                 break_reasons=[str(error).strip().splitlines()[0]],
             )
@@ -122,6 +123,8 @@ class Examination(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.syncs.on_device(batch)
+        if self.seen_setup is None:
+            self.seen_setup = read_setup(trainer, pl_module, batch)
         # In the warm-up the device may be asked whether a batch is one to try documents on.
         is_better = self._step < self._timed_from and not holds_several_documents(self._batch)
         if self._batch is None or (is_better and holds_several_documents(batch)):
@@ -158,7 +161,6 @@ class Examination(L.Callback):
             trainer.fit_loop.max_epochs = -1
         if self._step == self._timed_from:
             self._compilation.settled()
-            self.seen_setup = read_setup(trainer, module, batch)
             self.timer.begin()
         if self._step == self._counted_from:
             self.timer.end()

@@ -45,7 +45,7 @@ _DRIVER_MESSAGE = "called a synchronizing CUDA operation"
 _LIGHTNING = str(Path(lightning.__file__).parent) + os.sep
 _OTHER_LIBRARIES = tuple(
     str(Path(torch.__file__).parents[1] / name) + os.sep
-    for name in ("torch", "torchmetrics", "tqdm")
+    for name in ("torch", "torchmetrics", "tqdm", "lightning_utilities")
 )
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
 _OWN_FOLDER = str(Path(__file__).parent) + os.sep

@@ -123,7 +123,8 @@ def _speed_rows(report: Report) -> list[tuple[str, str]]:
     ]
     for phase, seconds in report.seconds.items():
         if seconds is None:
-            rows.append((f"  {phase}", "inside forward (manual optimization)"))
+            known = "inside forward (manual optimization)" if step else UNKNOWN
+            rows.append((f"  {phase}", known))
         else:
             rows.append((f"  {phase}", f"{seconds * 1e3:10,.2f} ms {report.share_of(phase):6.1%}"))
     return rows

@@ -130,6 +130,39 @@ def test_the_faults_of_a_foreign_module_are_found(
     assert re.search(r"^host syncs per step +1$", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
+def test_code_that_does_not_compile_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breaking = FAULTY.replace(
+        "self.net = torch.nn.Sequential(torch.nn.Embedding(16, 8), torch.nn.Linear(8, 16))",
+        "self.net = torch.nn.Sequential(torch.nn.Embedding(16, 8), torch.nn.Linear(8, 16))\n"
+        "        self.blocks = torch.nn.ModuleList(Block() for _ in range(2))",
+    ).replace('logits = self.net(batch["input_ids"])', "self.blocks[0](self.net[0].weight)", 1)
+    breaking += """
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Sequential(torch.nn.Linear(8, 8))
+
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return self.layer(x)
+"""
+    (tmp_path / "breaking_package.py").write_text(breaking)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = {"class_path": "breaking_package.Data"}
+    recipe = recipe_of(tmp_path, "breaking_package.Faulty", data)
+    strategy = ["--trainer.strategy", "lightning_llm.strategies.SingleDeviceStrategy"]
+    strategy += ["--trainer.strategy.init_args.compile", "{backend: eager}"]
+    report = report_of(capsys, recipe, "--allow_import", "breaking_package", *strategy)
+    assert report["graph_breaks"] == 1
+    assert report["compiles"] is True
+    assert report["tokens_per_second"] is None
+    assert any("returns to Python" in text for text in report["advice"])
+
+
 def test_too_few_warm_up_steps_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
