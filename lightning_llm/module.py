@@ -165,9 +165,17 @@ class CausalLM(LanguageModule):
             ValueError: The configuration has no Hugging Face counterpart; the fields are named.
         """
         from lightning_llm.interop.hf import save_pretrained
+        from lightning_llm.strategies.sharding import gathered_state, is_sharded
 
+        model = self.model
+        sharded = is_sharded(model)
+        weights = gathered_state(model) if sharded else {}
         if self._trainer is None or self._trainer.is_global_zero:
-            save_pretrained(self.model, directory, tokenizer=self.tokenizer)
+            if sharded:
+                with torch.device("meta"):
+                    model = self.build_model()
+                model.load_state_dict(weights, assign=True)
+            save_pretrained(model, directory, tokenizer=self.tokenizer)
         if self._trainer is not None:
             self._trainer.strategy.barrier("save_pretrained")
 

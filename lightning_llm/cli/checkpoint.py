@@ -11,6 +11,7 @@ from lightning_llm.language import CHECKPOINT_KEY
 from lightning_llm.module import CausalLM
 from lightning_llm.plugins.io import read_checkpoint
 from lightning_llm.plugins.io.sealed_file import local_path
+from lightning_llm.plugins.io.sharded import is_sharded, read_sharded
 
 if TYPE_CHECKING:
     from lightning_llm.interop.hf.causal_lm import HFCausalLM
@@ -23,7 +24,8 @@ def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM | H
     data, after its checksum, straight into the network.
 
     Args:
-        path: A ``.ckpt`` file of this package, or a directory in the Hugging Face layout.
+        path: A ``.ckpt`` file of this package, a ``.ckpt`` folder of shards, or a directory in the
+            Hugging Face layout.
         device: Where to put the model; the first CUDA device, if there is one, by default.
 
     Raises:
@@ -35,12 +37,17 @@ def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM | H
     path = local_path(path)
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
-    module = CausalLM.from_pretrained(path) if path.is_dir() else _from_file(path)
+    if is_sharded(path):
+        # Weights alone, one tensor at a time; optimizer states stay on the disk.
+        module = _from_contents(read_sharded(path, optimizers=False), path)
+    elif path.is_dir():
+        module = CausalLM.from_pretrained(path)
+    else:
+        module = _from_contents(read_checkpoint(path, mmap=True), path)
     return module.to(target).eval()
 
 
-def _from_file(path: Path) -> CausalLM | HFCausalLM:
-    checkpoint: dict[str, Any] = read_checkpoint(path, mmap=True)
+def _from_contents(checkpoint: dict[str, Any], path: Path) -> CausalLM | HFCausalLM:
     saved = checkpoint.get(CHECKPOINT_KEY)
     if saved is None:
         raise ValueError(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_llm.plugins.io import DamagedCheckpointError, read_checkpoint
 from lightning_llm.plugins.io.sealed_file import local_path
+from lightning_llm.plugins.io.sharded import ShardedCheckpoint
 
 Resume = Literal["auto", "must", "never"]
 
@@ -53,12 +54,13 @@ def _newest_first(root: Path) -> list[Path]:
 
 
 def _why_unusable(path: Path) -> str | None:
-    if path.is_dir():
-        # Sharded checkpoints: the file that is written last tells that the others are complete.
-        missing = [name for name in (".metadata", "meta.pt") if not (path / name).exists()]
-        return f"the folder lacks {', '.join(missing)}" if missing else None
     try:
-        checkpoint = read_checkpoint(path, mmap=True)
+        if path.is_dir():
+            # Presence and sizes of all files; the ranks compare checksums when they load it.
+            folder = ShardedCheckpoint(path)
+            checkpoint: Any = {**folder.plain, "state_dict": folder.weights()}
+        else:
+            checkpoint = read_checkpoint(path, mmap=True)
     except (DamagedCheckpointError, OSError) as error:
         return str(error)
     if not isinstance(checkpoint, dict):

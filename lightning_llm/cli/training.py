@@ -13,6 +13,7 @@ from typing import Any, Literal
 import lightning.pytorch as L
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+import lightning_llm.strategies  # noqa: F401  # makes `strategy: fsdp2` known
 from lightning_llm.cli.recipe import (
     RecipeParser,
     register_resolvers,

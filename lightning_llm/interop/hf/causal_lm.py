@@ -172,11 +172,20 @@ class HFCausalLM(LanguageModule):
             merge: Add adapters to the weights they belong to (on a copy), and write a whole model;
                 otherwise write the adapters alone, for ``peft``.
         """
+        from lightning_llm.strategies.sharding import gathered_state, is_sharded
+
+        sharded = is_sharded(self.model)
+        if sharded and self._has_adapters and merge:
+            raise ValueError(
+                "adapters cannot be merged while the weights are sharded: export a checkpoint with "
+                "`lightning-llm export`, or call save_pretrained(directory, merge=False)"
+            )
+        weights = gathered_state(self.model) if sharded else None
         if self._trainer is None or self._trainer.is_global_zero:
             model: Any = self.model
             if self._has_adapters and merge:
                 model = copy.deepcopy(self.model).merge_and_unload()
-            model.save_pretrained(directory)
+            model.save_pretrained(directory, **({"state_dict": weights} if sharded else {}))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(directory)
         if self._trainer is not None:
