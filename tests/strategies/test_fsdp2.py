@@ -152,6 +152,23 @@ def test_resume_takes_folders_that_are_whole(
     assert checkpoint_to_resume("auto", None, tmp_path) == str((tmp_path / "a.ckpt").resolve())
 
 
+def test_file_takes_the_place_of_a_folder(
+    ranks: list[dict[str, Any]], directory: Path, tmp_path: Path
+) -> None:
+    path = shutil.copytree(directory / "folder.ckpt", tmp_path / "x.ckpt")
+    AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_other_folder_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x.ckpt").mkdir()
+    (tmp_path / "x.ckpt" / "mine.txt").write_text("kept")
+    with pytest.raises(OSError, match="no checkpoint"):
+        AtomicCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "x.ckpt")
+    assert (tmp_path / "x.ckpt" / "mine.txt").read_text() == "kept"
+
+
 def test_altered_shard_is_refused(
     ranks: list[dict[str, Any]], directory: Path, tmp_path: Path
 ) -> None:
@@ -178,7 +195,7 @@ def test_index_runs_no_code(
     size = (folder / ".metadata").stat().st_size
     evil = pickle.dumps(Call())
     (folder / ".metadata").write_bytes(evil + bytes(size - len(evil)))
-    with pytest.raises(DamagedCheckpointError, match="builtins.print"):
+    with pytest.raises(DamagedCheckpointError, match=r"builtins\.print"):
         ShardedCheckpoint(folder)
     assert "code ran" not in capsys.readouterr().out
 

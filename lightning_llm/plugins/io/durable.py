@@ -21,7 +21,8 @@ try:
 except ImportError:  # Windows: leftovers are told by nothing, so none are swept
     fcntl = None  # type: ignore[assignment]
 
-_SUFFIX = ".part"
+PART_SUFFIX = ".part"
+PLAIN_FILE = "meta.pt"  # of a folder of shards, written last
 
 
 def write_checkpoint(checkpoint: Any, path: Path) -> None:
@@ -42,8 +43,7 @@ def write_checkpoint(checkpoint: Any, path: Path) -> None:
             writer.seal()
             file.flush()
             os.fsync(file.fileno())
-            os.replace(temporary, path)
-        sync_folder(path.parent)
+            take_place(temporary, path)
     except Exception as error:
         # A full disk reaches us as a RuntimeError of the archive's writer.
         cause = (writer and writer.error) or error
@@ -60,7 +60,7 @@ def sweep(folder: Path) -> list[Path]:
     removed: list[Path] = []
     if fcntl is None:
         return removed
-    for path in folder.glob(f".*{_SUFFIX}"):
+    for path in folder.glob(f".*{PART_SUFFIX}"):
         with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
@@ -72,7 +72,7 @@ def sweep(folder: Path) -> list[Path]:
 def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """Open a locked file beside the target; it is gone afterwards, renamed or removed."""
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
+        temporary = hidden(path)
         file = temporary.open("xb", buffering=1 << 20)
         if fcntl is None:
             break
@@ -89,6 +89,31 @@ def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
             file.close()
         with suppress(OSError):
             temporary.unlink()
+
+
+def take_place(temporary: Path, path: Path) -> None:
+    """Give a finished file or folder its name; what had it is there until then, and gone after.
+
+    Raises:
+        OSError: The name is that of a folder which is no checkpoint.
+    """
+    old: Path | None = None
+    if path.is_dir() and not path.is_symlink():
+        if not (path / PLAIN_FILE).is_file():
+            raise OSError(errno.EISDIR, "there is a folder of that name, which is no checkpoint")
+        old = hidden(path)  # a folder cannot be replaced in one step
+        os.rename(path, old)
+    elif temporary.is_dir():
+        path.unlink(missing_ok=True)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def hidden(path: Path) -> Path:
+    """A name beside the target for what is not finished or about to be deleted."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from lightning_llm.plugins.io.durable import PLAIN_FILE
 from lightning_llm.plugins.io.sealed_file import DamagedCheckpointError, read_checkpoint
 from lightning_llm.plugins.io.sharded_metadata import (
     METADATA_FILE,
@@ -19,7 +20,7 @@ from lightning_llm.plugins.io.sharded_metadata import (
     TensorReader,
     read_metadata,
 )
-from lightning_llm.plugins.io.sharded_save import FILES_KEY, PLAIN_FILE, file_seal
+from lightning_llm.plugins.io.sharded_save import FILES_KEY, file_seal
 
 _WEIGHTS = "state_dict."
 

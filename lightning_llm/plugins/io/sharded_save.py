@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,17 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from lightning_llm.plugins.io.durable import sync_folder, write_checkpoint
+from lightning_llm.plugins.io.durable import (
+    PART_SUFFIX,
+    PLAIN_FILE,
+    hidden,
+    sync_folder,
+    take_place,
+    write_checkpoint,
+)
 from lightning_llm.plugins.io.sharded_metadata import METADATA_FILE
 
-PLAIN_FILE = "meta.pt"
 FILES_KEY = "lightning_llm.files"
-_SUFFIX = ".part"
 _CHUNK_BYTES = 1 << 22
 
 
@@ -56,7 +59,8 @@ def save_sharded(tensors: dict[str, Tensor], plain: dict[str, Any], path: Path) 
 
         def commit() -> None:
             write_checkpoint({**plain, FILES_KEY: files}, temporary / PLAIN_FILE)
-            _replace(temporary, path)
+            sync_folder(temporary)
+            take_place(temporary, path)
 
         _on_first(commit)
     except BaseException:
@@ -76,39 +80,18 @@ def file_seal(path: Path) -> list[Any]:
 
 def remove_folder(path: Path) -> None:
     """Delete a checkpoint folder; half-deleted it no longer has the name of a checkpoint."""
-    doomed = _hidden(path)
+    doomed = hidden(path)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
 
 
 def _new_folder(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*{_SUFFIX}"):
+    for left in path.parent.glob(f".{path.name}.*{PART_SUFFIX}"):
         shutil.rmtree(left, ignore_errors=True)  # of a save that was interrupted
-    temporary = _hidden(path)
+    temporary = hidden(path)
     temporary.mkdir()
     return str(temporary)
-
-
-def _hidden(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    sync_folder(temporary)
-    old: Path | None = None
-    if path.is_symlink():
-        path.unlink()
-    elif path.exists():
-        old = _hidden(path)
-        os.rename(path, old)
-    os.rename(temporary, path)
-    sync_folder(path.parent)
-    if old is not None and old.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
-    elif old is not None:
-        with suppress(OSError):
-            old.unlink()
 
 
 def _on_first(action: Callable[[], Any]) -> Any:
