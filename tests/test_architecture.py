@@ -64,7 +64,7 @@ TIERS = {
     "metrics": tier(libraries="torchmetrics", lazy="sacrebleu"),
     "callbacks": tier("metrics", "lightning torchmetrics"),
     "plugins": tier(libraries="lightning"),
-    "strategies": tier("models", "lightning"),
+    "strategies": tier("models plugins", "lightning"),
     # Lightning in the datamodules alone: see test_datasets_work_without_lightning.
     "data": tier(
         libraries="numpy lightning filelock tqdm",
@@ -73,10 +73,11 @@ TIERS = {
     ),
     "steps": tier("callbacks", "lightning"),
     "language": tier("steps losses optim", "lightning", "interop"),
-    "module": tier("language steps losses models", "lightning", "generation interop"),
+    "module": tier("language steps losses models", "lightning", "generation interop strategies"),
     "interop": tier(
         "models losses optim metrics generation data steps language module",
         "numpy lightning tqdm",
+        lazy_parts="strategies",
         lazy="transformers datasets tokenizers safetensors peft huggingface_hub",
     ),
     "diagnostics": tier("callbacks strategies", "lightning"),

@@ -126,12 +126,11 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._setup_distributed()
         world, copies = self.world_size, self.replicate_size
-        size = self._data_parallel_size
-        if size == "auto":
-            size = max(1, world // copies)
+        given = self._data_parallel_size
+        size = max(1, world // copies) if given == "auto" else int(given)
         if size * copies != world:
             raise ValueError(
-                f"data_parallel_size={self._data_parallel_size} and replicate_size={copies} must "
+                f"data_parallel_size={given} and replicate_size={copies} must "
                 f"multiply to the number of ranks, {world}"
             )
         if self._device_mesh is None:
@@ -226,8 +225,9 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         _update_properties(module, device=self.root_device)
         if self.prefetch:
             set_prefetch(blocks, self.prefetch)
-        if callable(getattr(module, "generate", None)):
-            module.generate = _with_whole_weights(module, module.generate)  # type: ignore[assignment]
+        generate: Any = getattr(module, "generate", None)
+        if callable(generate):
+            module.generate = _with_whole_weights(module, generate)
 
     @override
     def teardown(self) -> None:

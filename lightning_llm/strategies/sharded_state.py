@@ -21,7 +21,7 @@ def named_state(optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
         TypeError: The optimizer keeps a tensor of which every rank has another part, but no
             ``DTensor``: nobody could tell the parts apart.
     """
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in module.named_parameters()}
     state: dict[str, dict[str, Any]] = {}
     for parameter, own in optimizer.state.items():
         for key, value in own.items():

@@ -72,7 +72,8 @@ class ShardedCheckpoint:
                     f"it was written, or copied in part"
                 )
         self._metadata = read_metadata(path)
-        self.tensors: Mapping[str, TensorStorageMetadata] = self._metadata.state_dict_metadata
+        entries: Any = self._metadata.state_dict_metadata  # tensors only, as was checked
+        self.tensors: Mapping[str, TensorStorageMetadata] = entries
 
     def verify(self, share: int = 0, shares: int = 1) -> None:
         """Compare files with their checksums; ranks can divide them among each other.
