@@ -55,10 +55,9 @@ class ShardedCheckpoint:
     """
 
     def __init__(self, path: Path) -> None:
-        if not is_sharded(path):
-            raise FileNotFoundError(
-                f"{path} holds no sharded checkpoint: it lacks {PLAIN_FILE} or {METADATA_FILE}"
-            )
+        missing = [file for file in (METADATA_FILE, PLAIN_FILE) if not (path / file).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{path}: the folder lacks {', '.join(missing)}")
         self.path = path
         self.plain: dict[str, Any] = read_checkpoint(path / PLAIN_FILE)
         # A folder of plain Lightning carries no checksums.
