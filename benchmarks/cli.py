@@ -15,9 +15,9 @@ from types import ModuleType
 from benchmarks import render
 from benchmarks.machine import (
     ALLOCATORS,
+    busy_cores,
     describe_gpu,
     describe_machine,
-    load_average,
     worker_environment,
 )
 from benchmarks.plan import Plan
@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> None:
 def measure(plan: Plan, args: Namespace, command: str) -> dict[str, object]:
     """Run a plan and return the content of its result file."""
     environment = worker_environment(args.allocator, args.threads, args.tcmalloc)
-    load_before, date = load_average(), now()
-    if load_before is not None and load_before > 0.3:
-        _say(f"load average {load_before}: something else is running, figures will be noisy")
+    busy_before, date = busy_cores(), now()
+    if busy_before is not None and busy_before > render.QUIET_CORES:
+        _say(f"{busy_before} cores are busy with something else, figures will be noisy")
     if plan.fresh:
         rows = first_steps(
             plan.tasks, plan.pace.rounds, environment=environment, limit_s=args.limit_s
@@ -98,7 +98,7 @@ def measure(plan: Plan, args: Namespace, command: str) -> dict[str, object]:
             "pace": vars(plan.pace),
             "quick": args.quick,
         },
-        "machine": {**machine, "load_before": load_before},
+        "machine": {**machine, "busy_cores_before": busy_before},
         "versions": dict(sorted(versions.items())),
         "rows": rows,
     }

@@ -6,6 +6,7 @@ import ctypes.util
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,26 @@ def describe_gpu() -> dict[str, Any]:
     return {"gpu": name, "power_limit_w": power, "driver": driver, "gpu_memory_mib": memory}
 
 
-def load_average() -> float | None:
-    """Processes that wanted a core over the last minute; this benchmark's own included."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+def busy_cores(seconds: float = 2.0) -> float | None:
+    """Measure how many cores other processes keep busy, over so many seconds (Linux)."""
+    before = _busy_ticks()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    after = _busy_ticks()
+    assert after is not None
+    return round((after - before) / os.sysconf("SC_CLK_TCK") / seconds, 2)
+
+
+def _busy_ticks() -> int | None:
+    """Clock ticks in which a core did something, of all cores since the start."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(
+        int, path.read_text().splitlines()[0].split()[1:]
+    )
+    return user + nice + system + irq + softirq
 
 
 def _cpu_name() -> str:

@@ -12,7 +12,8 @@ from benchmarks.results import read_results
 DOCS = Path(__file__).parents[1] / "docs"
 Result = dict[str, Any]
 Row = dict[str, Any]
-_QUIET_LOAD = 0.3
+QUIET_CORES = 0.15
+_NOT_TIMED = {"steps_to_loss", "architecture"}
 
 _INTRO = """# Benchmarks
 
@@ -106,9 +107,13 @@ def _section(result: Result, chart: str) -> str:
     notes += [
         f"{name}: {about}." for name, about in result["settings"].get("techniques", {}).items()
     ]
-    load = result["machine"].get("load_before") or 0.0
-    if load > _QUIET_LOAD:
-        notes.append(f"The machine was not idle (load average {load} before): do not quote.")
+    busy = result["machine"].get("busy_cores_before") or 0.0
+    if result["kind"] in _NOT_TIMED:
+        notes.append(
+            "Steps and losses are the result; the times were not taken on an idle machine."
+        )
+    elif busy > QUIET_CORES:
+        notes.append(f"The machine was not idle ({busy} cores busy before): do not quote.")
     parts = [f"### {result['title']}", "", *markdown, ""]
     parts += [f"- {note}" for note in notes] + [""] * bool(notes)
     parts += [f"![{result['title']}]({chart})", "", _origin(result), ""]

@@ -33,7 +33,8 @@ class TrainOptions:
         optimizer: How AdamW runs: torch's ``"foreach"``, ``"fused"`` or ``"loop"``.
         batch: Rows of a step; the workload's if not given.
         seed: Of weights and tokens.
-        extras: What the label adds after ``+``, e.g. ``{"compile"}``.
+        extras: What the label adds after ``+``, e.g. ``{"compile"}``; ``"fused"`` overrides
+            ``optimizer``.
         same_weights: Start from the same weights as the others; costs time at the start.
     """
 
@@ -48,6 +49,8 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extras", frozenset(self.extras))
+        if "fused" in self.extras:
+            object.__setattr__(self, "optimizer", "fused")
         for name, allowed in (
             ("workload", tuple(WORKLOADS)),
             ("precision", PRECISIONS),
@@ -85,9 +88,10 @@ class TrainOptions:
 
     def refuse_unknown(self, *known: str) -> None:
         """Raise ``ValueError`` for an extra that the contender does not have."""
+        known = (*known, "fused")
         unknown = sorted(self.extras - set(known))
         if unknown:
-            raise ValueError(f"unknown options {unknown}; there are {sorted(known) or 'none'}")
+            raise ValueError(f"unknown options {unknown}; there are {sorted(known)}")
 
 
 class TokenRows(Dataset[dict[str, Tensor]]):

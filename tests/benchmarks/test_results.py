@@ -50,7 +50,7 @@ def result(**settings: Any) -> dict[str, Any]:
             "pace": {"rounds": 3, "steps": 5},
             **settings,
         },
-        "machine": {"cpu": "A processor", "cores": 2, "load_before": 0.1},
+        "machine": {"cpu": "A processor", "cores": 2, "busy_cores_before": 0.1},
         "versions": {"torch": "2.13.0"},
         "rows": rows,
     }
@@ -95,10 +95,10 @@ def test_the_page_shows_the_last_result_of_its_kind(tmp_path: Path) -> None:
 
 def test_a_busy_machine_is_said_so(tmp_path: Path) -> None:
     busy = result()
-    busy["machine"]["load_before"] = 4.2
+    busy["machine"]["busy_cores_before"] = 4.2
     write_result(busy, tmp_path / "results")
     page = write_page(tmp_path / "results", tmp_path / "docs").read_text()
-    assert "not idle (load average 4.2 before)" in page
+    assert "not idle (4.2 cores busy before)" in page
 
 
 def test_nothing_measured_is_no_page(tmp_path: Path) -> None:
