@@ -89,4 +89,12 @@ def finish(rows: list[Row]) -> None:
     goal = finished[PLAIN][-1]
     for row in rows:
         if row["label"] != PLAIN and row["label"] in finished:
-            row["steps_to_loss"] = steps_to_loss.steps_until(row["losses"], goal, STEPS)
+            row["steps_to_loss"] = steps_until(row["losses"], goal, STEPS)
+
+
+def steps_until(losses: list[float], goal: float, steps: int) -> int | None:
+    """Return the steps until the mean loss of a round of ``steps`` is at the goal, or None."""
+    for place, loss in enumerate(losses):
+        if loss <= goal:
+            return (place + 1) * steps
+    return None

@@ -1,4 +1,8 @@
-"""`steps_to_loss`: how many steps Muon needs to reach the loss that AdamW ends with."""
+"""`steps_to_loss`: how many steps Muon needs to reach the loss that AdamW ends with.
+
+A learning rate that falls at the end of a run makes a good part of its loss, so a run is compared
+with shorter runs that have a whole schedule of their own, not with another run's middle.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--train-steps", type=int, default=600)
     parser.add_argument("--lr-adamw", type=float, nargs="+", default=[1e-3, 3e-3])
-    parser.add_argument("--lr-muon", type=float, nargs="+", default=[3e-3, 1e-2])
+    parser.add_argument("--lr-muon", type=float, nargs="+", default=[3e-3])
+    parser.add_argument(
+        "--budgets",
+        type=float,
+        nargs="+",
+        default=[0.5, 0.6, 0.75],
+        help="lengths of Muon's runs, as shares of AdamW's",
+    )
     add_sizes(parser, batch=16)
 
 
@@ -55,37 +66,43 @@ def plan(args: Namespace, folder: Path) -> list[Plan]:
     sizes = {"dim": args.dim, "layers": args.layers, "seq_len": args.seq_len, "batch": args.batch}
     options = {**sizes, "store": str(store), "device": args.device}
     seeds = args.seeds[:1] if args.quick else args.seeds
-    rates = {"adamw": args.lr_adamw, "muon": args.lr_muon}
+    steps = 2 * STEPS if args.quick else args.train_steps
+    runs = [("adamw", lr, steps) for lr in args.lr_adamw]
+    runs += [
+        ("muon", lr, max(STEPS, round(share * steps / STEPS) * STEPS))
+        for lr in args.lr_muon
+        for share in args.budgets
+    ]
     tasks = [
         Task(
-            f"{optimizer} lr {lr:g} seed {seed}",
+            f"{optimizer} lr {lr:g} steps {budget} seed {seed}",
             f"{__name__}:run",
-            {**options, "optimizer": optimizer, "lr": lr, "seed": seed},
+            {**options, "optimizer": optimizer, "lr": lr, "budget": budget, "seed": seed},
             args.device,
             args.threads,
         )
-        for optimizer in rates
-        for lr in rates[optimizer]
+        for optimizer, lr, budget in runs
         for seed in seeds
     ]
-    steps = 2 * STEPS if args.quick else args.train_steps
     pace = Pace(warmup=1, rounds=max(1, steps // STEPS), steps=STEPS, settle=0)
     settings = {"name_parts": [args.device], **sizes, "seeds": seeds, "train_steps": steps}
     title = (
         f"Steps to AdamW's loss: {args.layers} layers x {args.dim} on source code as bytes, "
         f"{steps} steps"
     )
-    columns = ("steps", "last_loss", "milliseconds")
+    columns = ("steps", "last_loss")
     return [
         Plan("steps_to_loss", title, "steps/s", tasks, pace, settings, {}, columns, finish=finish)
     ]
 
 
 def finish(rows: list[Row]) -> None:
-    """Add to each Muon run the steps to the last loss of the best AdamW run of the same seed."""
+    """Rate each Muon run by the best AdamW run of the same seed: its steps, if it got as far."""
     finished = [row for row in rows if row.get("losses")]
     for row in finished:
-        optimizer, _, _, _, seed = row["label"].split()
+        optimizer, _, _, _, budget, _, seed = row["label"].split()
+        # After its budget a run goes on with a rate of zero: what it ends with, on more tokens.
+        row["losses"] = [*row["losses"][: int(budget) // STEPS], row["losses"][-1]]
         if optimizer != "muon":
             continue
         rivals = [
@@ -93,22 +110,16 @@ def finish(rows: list[Row]) -> None:
             for other in finished
             if other["label"].startswith("adamw") and other["label"].split()[-1] == seed
         ]
-        row["steps_to_loss"] = steps_until(row["losses"], min(rivals)) if rivals else None
-
-
-def steps_until(losses: list[float], goal: float, steps: int = STEPS) -> int | None:
-    """Return the steps until the mean loss of a round of ``steps`` is at the goal, or None."""
-    for place, loss in enumerate(losses):
-        if loss <= goal:
-            return (place + 1) * steps
-    return None
+        if rivals and row["losses"][-1] <= min(rivals):
+            row["steps_to_loss"] = int(budget)
 
 
 def run(options: dict[str, Any], pacer: Pacer) -> None:
     """Train once.
 
     Args:
-        options: Sizes, store, seed, optimizer, rate; ``schedule``: ``"wsd"`` (warm-up, constant
+        options: Sizes, store, seed, optimizer, rate; ``budget``: steps of the schedule, if not all;
+            ``schedule``: ``"wsd"`` (warm-up, constant
             rate, down to zero over the last fifth; the default) or ``"cosine"`` (down to a tenth).
             ``fields`` are further fields of the model.
         pacer: Told after each step.
@@ -144,7 +155,9 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
     module = CausalLM(
         config,
         optimizer=lambda groups: optimizer(groups, lr=options["lr"]),
-        lr_scheduler=lambda built: schedule(built, warmup_steps=0.05),
+        lr_scheduler=lambda built: schedule(
+            built, warmup_steps=0.05, max_steps=options.get("budget")
+        ),
     )
     Trainer(
         accelerator="gpu" if options["device"] == "cuda" else "cpu",

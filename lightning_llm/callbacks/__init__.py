@@ -13,6 +13,7 @@ from lightning_llm.callbacks.random_state import RandomState
 from lightning_llm.callbacks.sample_text import SampleText
 from lightning_llm.callbacks.save_at_end import SaveAtEnd
 from lightning_llm.callbacks.speed_monitor import SpeedMonitor
+from lightning_llm.callbacks.stall_guard import StallGuard
 from lightning_llm.callbacks.startup_banner import StartupBanner
 from lightning_llm.callbacks.token_progress_bar import TokenProgressBar
 
@@ -26,6 +27,7 @@ __all__ = [
     "HFExport",
     "FiniteGuard",
     "Preemption",
+    "StallGuard",
     "RandomState",
     "GarbageCollection",
     "TokenProgressBar",

@@ -51,9 +51,9 @@ class FiniteGuard(L.Callback):
         max_consecutive_skips: End the run when so many steps in a row were left out.
 
     A checkpoint with a NaN in weights or optimizer state is never written, whatever the policy.
-    The message names step, rank and micro-batch, and the samples where the loader has
-    ``indices(first)``, as `lightning_llm`'s have. Under ``16-mixed`` the gradient scaler already
-    skips bad gradients: only losses are judged.
+    The message names step, rank and micro-batch, and samples and documents where the loader has
+    ``indices(first)`` and ``documents(sample)``, as `lightning_llm`'s have. Under ``16-mixed`` the
+    gradient scaler already skips bad gradients: only losses are judged.
 
     Raises:
         ValueError: An argument is out of range; one error lists every problem.
@@ -308,8 +308,20 @@ def _describe(trainer: L.Trainer, batches: list[tuple[int, int]]) -> list[str]:
         text = f"batch {index} of epoch {epoch}"
         indices = getattr(loader, "indices", None)
         if callable(indices) and getattr(loader, "epoch", None) == epoch:
-            samples = [i for i in next(iter(indices(index)), ()) if i >= 0]
-            more = ", ..." if len(samples) > _SHOWN else ""
-            text += f" (samples {', '.join(str(i) for i in samples[:_SHOWN])}{more})"
+            samples = [int(i) for i in next(iter(indices(index)), ()) if i >= 0]
+            text += f" (samples {_listed(samples)}{_documents(loader, samples)})"
         texts.append(text)
     return texts
+
+
+def _documents(loader: Any, samples: list[int]) -> str:
+    documents_of = getattr(loader, "documents", None)
+    if not callable(documents_of):
+        return ""
+    found = {document for sample in samples for document in documents_of(sample)}
+    return f"; documents {_listed(sorted(found))}"
+
+
+def _listed(numbers: list[int]) -> str:
+    more = ", ..." if len(numbers) > _SHOWN else ""
+    return f"{', '.join(map(str, numbers[:_SHOWN]))}{more}"

@@ -16,6 +16,7 @@ from lightning_llm.callbacks import (
     RandomState,
     SaveAtEnd,
     SpeedMonitor,
+    StallGuard,
     StartupBanner,
     TokenProgressBar,
 )
@@ -25,6 +26,7 @@ DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     SaveWatcher,
     RandomState,
     Preemption,
+    StallGuard,
     SaveAtEnd,
     GarbageCollection,
     SpeedMonitor,

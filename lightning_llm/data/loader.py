@@ -166,6 +166,10 @@ class TokenLoader:
             indices[: end - begin] = order(places) if self.shuffle else places
             yield indices
 
+    def documents(self, sample: int) -> list[int]:
+        """Return the numbers of the documents in a sample, for messages."""
+        return self.rows.documents(sample)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the place as plain data of constant size, the same on every rank.
 

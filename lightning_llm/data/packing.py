@@ -37,6 +37,9 @@ class Rows(Protocol):
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Return the rows as one batch; index -1 is a row of padding."""
 
+    def documents(self, index: int) -> list[int]:
+        """Return the numbers, in the store, of the documents that a row has tokens of."""
+
 
 class ConcatWindows:
     """Windows over the stream of all documents, one token apart from each other.
@@ -116,6 +119,13 @@ class ConcatWindows:
         if self.mask_documents:
             self._add_documents(batch, rows, used)
         return _tensors(batch)
+
+    def documents(self, index: int) -> list[int]:
+        offsets, start = self.store.document_offsets, index * self.seq_len
+        stop = min(start + self.seq_len + 1, self.store.num_tokens)
+        first = int(np.searchsorted(offsets, start, side="right")) - 1
+        last = int(np.searchsorted(offsets, stop, side="left"))
+        return [i for i in range(first, last) if offsets[i + 1] > offsets[i]]
 
     def _partial(
         self, rows: npt.NDArray[np.int64], whole: npt.NDArray[np.bool_]
@@ -253,6 +263,11 @@ class PackedDocuments:
             )
             batch["position_ids"] = self._scatter(cell, position, len(rows), 0)
         return _tensors(batch)
+
+    def documents(self, index: int) -> list[int]:
+        starts = self.starts[self.row_offsets[index] : self.row_offsets[index + 1]]
+        found = np.searchsorted(self.store.document_offsets, starts, side="right") - 1
+        return sorted(set(found.tolist()))
 
     def _scatter(
         self, cell: npt.NDArray[np.int64], values: np.ndarray, rows: int, fill: int

@@ -160,15 +160,17 @@ def test_rungs_are_measured_alone_and_stacked() -> None:
 
 def test_steps_to_the_best_rival_of_the_same_seed() -> None:
     rows: list[dict[str, Any]] = [
-        {"label": "adamw lr 0.1 seed 1", "losses": [4.0, 3.0, 2.0]},
-        {"label": "adamw lr 0.2 seed 1", "losses": [4.0, 3.0, 2.5]},
-        {"label": "adamw lr 0.1 seed 2", "losses": [4.0, 3.0, 1.0]},
-        {"label": "muon lr 0.1 seed 1", "losses": [3.0, 1.9, 1.8]},
-        {"label": "muon lr 0.1 seed 2", "losses": [3.0, 1.9, 1.8]},
+        {"label": "adamw lr 0.1 steps 30 seed 1", "losses": [4.0, 3.0, 2.0]},
+        {"label": "adamw lr 0.2 steps 30 seed 1", "losses": [4.0, 3.0, 2.5]},
+        {"label": "adamw lr 0.1 steps 30 seed 2", "losses": [4.0, 3.0, 1.0]},
+        {"label": "muon lr 0.1 steps 20 seed 1", "losses": [3.0, 1.9, 1.8]},
+        {"label": "muon lr 0.1 steps 10 seed 1", "losses": [1.5, 2.6, 2.5]},
+        {"label": "muon lr 0.1 steps 20 seed 2", "losses": [3.0, 1.9, 1.8]},
     ]
     steps_to_loss.finish(rows)
-    assert rows[3]["steps_to_loss"] == 20
-    assert rows[4]["steps_to_loss"] is None
+    assert [row.get("steps_to_loss") for row in rows] == [None, None, None, 20, None, None]
+    # What it ends with, after its own steps.
+    assert rows[4]["losses"] == [1.5, 2.5]
 
 
 def test_parts_of_the_architecture_alone_and_together(tmp_path: Path) -> None:

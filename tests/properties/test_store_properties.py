@@ -114,3 +114,21 @@ def test_documents_and_positions_tell_pieces_apart(lengths, seq_len):
             assert (np.diff(piece) == 1).all()
             positions = batch["position_ids"][row][documents == document]
             assert positions.tolist() == list(range(len(piece)))
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit", "pad"])
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), SEQ_LENS)
+def test_the_documents_of_a_row_are_those_of_its_tokens(packing, lengths, seq_len):
+    documents = numbered(lengths)
+    with stored(documents) as store:
+        rows = (
+            ConcatWindows(store, seq_len)
+            if packing == "concat"
+            else PackedDocuments(store, seq_len, one_per_row=packing == "pad")
+        )
+        owner = {token: number for number, one in enumerate(documents) for token in one}
+        for row in range(len(rows)):
+            batch = rows.__getitems__([row])
+            real = batch["shift_labels"] != IGNORE_INDEX
+            tokens = [*batch["input_ids"][real].tolist(), *batch["shift_labels"][real].tolist()]
+            assert rows.documents(row) == sorted({owner[token] for token in tokens})

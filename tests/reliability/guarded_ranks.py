@@ -6,10 +6,10 @@ import os
 import warnings
 
 import torch
-from runs import Net, batches, loader, trainer
 
 from lightning_llm.callbacks import FiniteGuard
 from lightning_llm.callbacks.finite_guard import NonFiniteError
+from runs import Net, batches, loader, trainer
 
 rank = int(os.environ["RANK"])
 data = batches(12)[rank::2]

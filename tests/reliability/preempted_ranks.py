@@ -11,13 +11,13 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from runs import Net, trainer
 
 from lightning_llm.callbacks import Preemption, RandomState
 from lightning_llm.data import TokenStore, TokenStoreWriter
 from lightning_llm.data.loader import TokenLoader
 from lightning_llm.data.packing import ConcatWindows
 from lightning_llm.plugins import AtomicCheckpointIO
+from runs import Net, trainer
 
 ROWS = 44
 

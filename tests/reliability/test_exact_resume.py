@@ -31,7 +31,7 @@ class SaveAt(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2, 4])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("batch", [6, BATCHES - 2, BATCHES, BATCHES + 4])
 def test_bit_equal(tmp_path: Path, workers: int, accumulate: int, batch: int) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from runs import Net, batches, loader, start_ranks, trainer
 
 from lightning_llm.callbacks import FiniteGuard
 from lightning_llm.callbacks._step_health import SpikeWindow
@@ -18,6 +17,7 @@ from lightning_llm.data import TokenStore, TokenStoreWriter
 from lightning_llm.data.loader import TokenLoader
 from lightning_llm.data.packing import ConcatWindows
 from lightning_llm.optim import AdamW, Muon
+from runs import Net, batches, loader, start_ranks, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
@@ -115,9 +115,10 @@ def test_a_finite_loss_with_bad_gradients_names_every_micro_batch_of_the_step() 
         fit(batches(4), FiniteGuard(), Net2(), accumulate_grad_batches=2)
 
 
-def test_samples_are_named_where_the_loader_knows_them(tmp_path: Path) -> None:
+def test_samples_and_documents_are_named_where_the_loader_knows_them(tmp_path: Path) -> None:
     with TokenStoreWriter(tmp_path / "s", vocab_size=100) as writer:
-        writer.add(np.arange(45))
+        for first in range(0, 45, 5):
+            writer.add(np.arange(first, first + 5))
     rows = ConcatWindows(TokenStore(tmp_path / "s"), 2)
     tokens = TokenLoader(rows, micro_batch_size=2, shuffle=True, seed=4)
 
@@ -130,7 +131,10 @@ def test_samples_are_named_where_the_loader_knows_them(tmp_path: Path) -> None:
     module = Tokens()
     with pytest.raises(NonFiniteError, match="batch 3 of epoch 0 ") as caught:
         fit(tokens, FiniteGuard(), module)
-    assert f"(samples {module.rows[0]}, {module.rows[1]})" in str(caught.value)
+    assert f"(samples {module.rows[0]}, {module.rows[1]}; documents " in str(caught.value)
+    # Sample i has the tokens 2i, 2i + 1, 2i + 2, and document d those from 5 d on.
+    documents = sorted({(2 * row + k) // 5 for row in module.rows for k in range(3)})
+    assert f"documents {', '.join(map(str, documents))})" in str(caught.value)
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip", "ignore"])

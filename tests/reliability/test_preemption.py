@@ -12,11 +12,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from preempted_ranks import run
-from runs import start_ranks
 
 from lightning_llm.callbacks import Preemption
 from lightning_llm.callbacks.preemption import Preempted
 from lightning_llm.plugins.io import verify_checkpoint
+from runs import start_ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
