@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.charts import bar_chart
+from benchmarks.pages import fill, summary_table
 from benchmarks.results import read_results
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -26,11 +27,13 @@ stay alive; warm-up is left out. A figure is the median over the rounds. A ratio
 each round; its median and its range over the rounds are given. Under 5 % is a tie. Figures of
 different tables, or of different machines, do not compare.
 """
+# On the page about how to train faster, docs/speed.md.
+_ON_SPEED_PAGE = {"ladder", "steps_to_loss", "architecture"}
 _HEADINGS = {
+    "ladder": "",
+    "steps_to_loss": "",
+    "architecture": "",
     "run": "Training",
-    "ladder": "How to train faster: the ladder",
-    "steps_to_loss": "Steps to the same loss",
-    "architecture": "Parts of a modern architecture",
     "loss": "Loss",
     "tokenize": "Tokenizing",
     "loader": "Loading",
@@ -67,13 +70,37 @@ def table(result: Result) -> list[list[str]]:
 
 
 def write_page(results: Path, docs: Path) -> Path:
-    """Write ``benchmarks.md`` and its charts from all result files.
+    """Write ``benchmarks.md`` and its charts, and fill the tables of the pages that show some.
 
     Of runs with the same settings on the same machine the last one counts; quick runs never do.
 
     Raises:
         ValueError: There is no result to show.
     """
+    shown = _latest(results)
+    charts = docs / "assets" / "benchmarks"
+    charts.mkdir(parents=True, exist_ok=True)
+    parts, elsewhere = [_INTRO], {}
+    for kind, heading in _HEADINGS.items():
+        sections = []
+        for result in shown:
+            if result["kind"] == kind:
+                chart = f"{Path(result['file']).stem}.svg"
+                (charts / chart).write_text(bar_chart(result), encoding="utf-8")
+                sections.append(_section(result, f"assets/benchmarks/{chart}"))
+        if kind in _ON_SPEED_PAGE:
+            elsewhere[kind] = "\n".join(sections)
+        elif sections:
+            parts += [f"## {heading}\n", *sections]
+    page = docs / "benchmarks.md"
+    page.write_text("\n".join(parts), encoding="utf-8")
+    fill(docs / "speed.md", elsewhere)
+    fill(docs.parent / "README.md", {"summary": summary_table(shown)})
+    return page
+
+
+def _latest(results: Path) -> list[Result]:
+    """The last result of each kind, machine and settings, oldest first."""
     shown: dict[tuple[str, ...], Result] = {}
     for result in read_results(results):
         if not result["settings"]["quick"]:
@@ -83,20 +110,7 @@ def write_page(results: Path, docs: Path) -> Path:
             shown[(result["kind"], hardware, *names)] = result
     if not shown:
         raise ValueError(f"{results} holds no result that is worth a page (quick runs are not)")
-    charts = docs / "assets" / "benchmarks"
-    charts.mkdir(parents=True, exist_ok=True)
-    parts = [_INTRO]
-    for kind, heading in _HEADINGS.items():
-        of_kind = [result for key, result in shown.items() if key[0] == kind]
-        if of_kind:
-            parts.append(f"## {heading}\n")
-        for result in of_kind:
-            chart = f"{Path(result['file']).stem}.svg"
-            (charts / chart).write_text(bar_chart(result), encoding="utf-8")
-            parts.append(_section(result, f"assets/benchmarks/{chart}"))
-    page = docs / "benchmarks.md"
-    page.write_text("\n".join(parts), encoding="utf-8")
-    return page
+    return list(shown.values())
 
 
 def _section(result: Result, chart: str) -> str:
