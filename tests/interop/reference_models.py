@@ -44,6 +44,10 @@ ROPE_SCALINGS: dict[str, dict[str, Any]] = {
     },
 }
 
+_THETA = {"rope_type": "default", "rope_theta": 5e5}
+_YARN = {**ROPE_SCALINGS["yarn"], "rope_theta": 5e5}
+_LINEAR = {**ROPE_SCALINGS["linear"], "rope_theta": 1e4}
+
 # Name -> model_type and its configuration; each row turns on something another leaves off.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", _GPT2),
@@ -104,6 +108,78 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rotary_pct": 1.0,
         },
     ),
+    "pythia": ("gpt_neox", {**_SMALL, "hidden_act": "gelu", "rotary_pct": 0.25}),
+    "gpt2-gelu": ("gpt2", {**_GPT2, "activation_function": "gelu"}),
+    "llama-gelu-erf": ("llama", {**_GROUPED, "hidden_act": "gelu"}),
+    "smollm2": (
+        "llama",
+        {**_SMALL, "num_attention_heads": 4, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}},
+    ),
+    "llama3.2": (
+        "llama",
+        {**_GROUPED, "head_dim": 16, "tie_word_embeddings": True, "attention_bias": False}
+        | {"rope_parameters": {"rope_theta": 5e5, **ROPE_SCALINGS["llama3"]}},
+    ),
+    "qwen2.5": (
+        "qwen2",
+        {**_GROUPED, "tie_word_embeddings": True, "use_sliding_window": False}
+        | {"sliding_window": 32, "max_window_layers": 2, "rms_norm_eps": 1e-6}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
+    "qwen2-last-layers": (
+        "qwen2",
+        {**_GROUPED, "num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 8}
+        | {"max_window_layers": 3},
+    ),
+    "smollm3": ("smollm3", {**_GROUPED, "num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "smollm3-windows": (
+        "smollm3",
+        {**_GROUPED, "num_hidden_layers": 3, "no_rope_layers": [0, 1, 1], "attention_bias": True}
+        | {"use_sliding_window": True, "sliding_window": 8, "rope_parameters": _YARN},
+    ),
+    "olmo2": ("olmo2", {**_GROUPED, "tie_word_embeddings": False}),
+    "olmo2-tied": ("olmo2", {**_GROUPED, "tie_word_embeddings": True, "attention_bias": True}),
+    "olmo3": (
+        "olmo3",
+        {**_GROUPED, "num_hidden_layers": 5, "sliding_window": 8, "tie_word_embeddings": False}
+        | {"rope_parameters": {"full_attention": _YARN, "sliding_attention": _THETA}},
+    ),
+    "olmo3-full": (
+        "olmo3",
+        {**_GROUPED, "layer_types": ["full_attention"] * 2}
+        | {"rope_parameters": {"full_attention": _THETA, "sliding_attention": _THETA}},
+    ),
+    "gemma": ("gemma", {**_GROUPED, "head_dim": 32, "hidden_act": "gelu_pytorch_tanh"}),
+    "gemma2": (
+        "gemma2",
+        {**_GROUPED, "num_hidden_layers": 4, "head_dim": 32, "query_pre_attn_scalar": 24}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0, "sliding_window": 8},
+    ),
+    "gemma2-plain": (
+        "gemma2",
+        {**_GROUPED, "head_dim": 32, "query_pre_attn_scalar": 32, "attention_bias": True}
+        | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+        | {"layer_types": ["full_attention"] * 2, "tie_word_embeddings": False}
+        | {"rope_parameters": {"rope_theta": 1e4, **ROPE_SCALINGS["linear"]}},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {**_GROUPED, "num_hidden_layers": 7, "head_dim": 32, "query_pre_attn_scalar": 24}
+        | {"final_logit_softcapping": 4.0, "sliding_window": 8}
+        | {"rope_parameters": {"full_attention": _LINEAR, "sliding_attention": _THETA}},
+    ),
+    "gemma3-alike": (
+        "gemma3_text",
+        {**_GROUPED, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+        | {"layer_types": ["full_attention", "sliding_attention"]}
+        | {"rope_parameters": {"full_attention": _LINEAR, "sliding_attention": _LINEAR}},
+    ),
+    "phi3": ("phi3", {**_GROUPED, "sliding_window": 8}),
+    "phi3-partial": (
+        "phi3",
+        {**_GROUPED, "tie_word_embeddings": True, "partial_rotary_factor": 0.5},
+    ),
 }
 
 
@@ -113,17 +189,20 @@ def reference_model(case: str) -> PreTrainedModel:
     torch.manual_seed(0)
     return randomised(
         AutoModelForCausalLM.from_config(
-            CONFIG_MAPPING[model_type](**options, bos_token_id=None, eos_token_id=None)
+            CONFIG_MAPPING[model_type](
+                **options, bos_token_id=None, eos_token_id=None, pad_token_id=None
+            )
         )
     )
 
 
 def randomised(model: Any) -> Any:
     """Every weight drawn anew: fresh norms and biases are ones and zeros, which hide mistakes."""
+    is_gemma = type(model).__name__.startswith("Gemma")  # whose norms add the one themselves
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.15)
-            if "norm" in name or "ln_" in name:
+            if ("norm" in name or "ln_" in name) and not is_gemma:
                 parameter += 1.0
     return model.eval()
 

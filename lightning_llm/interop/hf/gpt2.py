@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, LayerNorm, GELU (tanh), biases everywhere, ``Conv1D`` weights.
+"""GPT-2: learned positions, LayerNorm, GELU, biases everywhere, ``Conv1D`` weights.
 
 A configuration of ours without biases is exported with biases of zero, which leaves logits equal;
 read back it has biases.
@@ -19,6 +19,8 @@ from lightning_llm.interop.hf.layout import (
 )
 from lightning_llm.models import TransformerConfig
 
+_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu"}
+
 
 def _tensors(config: TransformerConfig) -> Iterator[TensorMap]:
     width, hidden, head_dim = config.dim, config.hidden_dim, config.head_dim
@@ -34,9 +36,7 @@ def _tensors(config: TransformerConfig) -> Iterator[TensorMap]:
             f"{qkv}.weight", f"{c_attn}.weight", config.n_heads, head_dim, transpose=True
         )
         if config.attention_bias:
-            yield stacked_qkv(
-                f"{qkv}.bias", f"{c_attn}.bias", config.n_heads, head_dim, transpose=False
-            )
+            yield stacked_qkv(f"{qkv}.bias", f"{c_attn}.bias", config.n_heads, head_dim)
         else:
             yield zeros_in_theirs(f"{c_attn}.bias", 3 * width)
         biased = bool(config.attention_out_bias)
@@ -66,7 +66,7 @@ def _bias(ours: str, theirs: str, present: bool, width: int) -> TensorMap:
 def _to_hf(config: TransformerConfig) -> dict[str, Any]:
     dropout = config.dropout
     return {
-        "activation_function": "gelu_new",
+        "activation_function": _ACTIVATIONS[config.mlp],
         "resid_pdrop": dropout,
         "embd_pdrop": dropout,
         "attn_pdrop": dropout,
@@ -74,7 +74,8 @@ def _to_hf(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _from_hf(hf: dict[str, Any]) -> dict[str, Any]:
-    expect(hf, "activation_function", {"gelu_new": True, "gelu_pytorch_tanh": True})
+    activations = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
+    activations["gelu_pytorch_tanh"] = "gelu"  # the same formula
     width = hf["n_embd"]
     return {
         "hidden_dim": hf["n_inner"] or 4 * width,
@@ -83,7 +84,7 @@ def _from_hf(hf: dict[str, Any]) -> dict[str, Any]:
         "positions": "learned",
         "norm": "layernorm",
         "norm_bias": True,
-        "mlp": "gelu",
+        "mlp": expect(hf, "activation_function", activations),
         "attention_bias": True,
         "mlp_bias": True,
         "dropout": hf["resid_pdrop"],
@@ -106,7 +107,7 @@ GPT2 = Family(
     requires={
         "positions": ("learned",),
         "norm": ("layernorm",),
-        "mlp": ("gelu",),
+        "mlp": tuple(_ACTIVATIONS),
         "attention_score": ("dot",),
         "qk_norm": (False,),
         "sliding_window": (None,),

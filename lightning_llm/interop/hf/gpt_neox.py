@@ -1,8 +1,7 @@
 """GPT-NeoX: LayerNorm, partly rotated heads, GELU, biases, parallel residuals with two norms.
 
 Its fused projection is grouped by head (query, key, value), which is our layout for as many
-key-value as query heads. Of its activations we have the tanh approximation of GELU; Pythia's exact
-one differs in the fourth digit, and is refused.
+key-value as query heads. Pythia is of this family.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from lightning_llm.interop.hf.family import Family, expect
 from lightning_llm.interop.hf.layout import TensorMap, same
 from lightning_llm.interop.hf.rope import partial_rope_from_hf, partial_rope_to_hf
 from lightning_llm.models import TransformerConfig
+
+_ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "gelu_erf": "gelu"}
 
 # Module of ours -> of theirs, within a layer; all have biases but attention's may lack them.
 _LAYER = {
@@ -41,20 +42,21 @@ def _tensors(config: TransformerConfig) -> Iterator[TensorMap]:
 
 def _to_hf(config: TransformerConfig) -> dict[str, Any]:
     return {
-        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_act": _ACTIVATIONS[config.mlp],
         "hidden_dropout": config.dropout,
         **partial_rope_to_hf(config),
     }
 
 
 def _from_hf(hf: dict[str, Any]) -> dict[str, Any]:
-    expect(hf, "hidden_act", {"gelu_pytorch_tanh": True, "gelu_new": True})
+    activations = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
+    activations["gelu_new"] = "gelu"  # the same formula
     return {
         "n_kv_heads": hf["num_attention_heads"],
         "head_dim": hf["hidden_size"] // hf["num_attention_heads"],
         "norm": "layernorm",
         "norm_bias": True,
-        "mlp": "gelu",
+        "mlp": expect(hf, "hidden_act", activations),
         "mlp_bias": True,
         "attention_out_bias": hf["attention_bias"],
         "dropout": hf["hidden_dropout"],
@@ -85,7 +87,7 @@ GPT_NEOX = Family(
         "rope_scaling": (None,),
         "norm": ("layernorm",),
         "norm_bias": (True,),
-        "mlp": ("gelu",),
+        "mlp": tuple(_ACTIVATIONS),
         "mlp_bias": (True,),
         "attention_score": ("dot",),
         "qk_norm": (False,),

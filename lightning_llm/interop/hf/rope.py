@@ -41,7 +41,10 @@ def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: A kind of scaling we do not have.
     """
-    parameters = hf["rope_parameters"]
+    return {"positions": "rope", **_read(hf["rope_parameters"])}
+
+
+def _read(parameters: dict[str, Any]) -> dict[str, Any]:
     kind = parameters["rope_type"]
     if kind not in _KEYS:
         raise ValueError(
@@ -50,7 +53,6 @@ def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
         )
     scaling = {key: parameters[key] for key in _KEYS[kind] if parameters.get(key) is not None}
     return {
-        "positions": "rope",
         "rope_theta": float(parameters["rope_theta"]),
         "rope_scaling": None if kind == "default" else {"rope_type": kind, **scaling},
     }
@@ -77,3 +79,30 @@ def partial_rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
         )
     fraction = hf["rope_parameters"].get("partial_rotary_factor", 1.0)
     return {**found, "rotary_fraction": float(fraction)}
+
+
+def layered_rope_to_hf(config: TransformerConfig) -> dict[str, Any]:
+    """The same for architectures whose layers with a window have parameters of their own."""
+    full = local = rope_to_hf(config)["rope_parameters"]
+    if config.sliding_rope_theta is not None:
+        local = {"rope_theta": config.sliding_rope_theta, "rope_type": "default"}
+    return {"rope_parameters": {"full_attention": full, "sliding_attention": local}}
+
+
+def layered_rope_from_hf(hf: dict[str, Any], *, has_window: bool) -> dict[str, Any]:
+    """Inverse of :func:`layered_rope_to_hf`.
+
+    Raises:
+        ValueError: A kind of scaling we do not have, or one in the layers with a window alone.
+    """
+    parameters = hf["rope_parameters"]
+    full, local = _read(parameters["full_attention"]), _read(parameters["sliding_attention"])
+    found = {"positions": "rope", **full}
+    if not has_window or local == full:
+        return found
+    if local["rope_scaling"] is not None:
+        raise ValueError(
+            f"config.json: rope_parameters={parameters} of model_type={hf.get('model_type')!r} "
+            "scale the positions of layers with a sliding window, which has no counterpart here"
+        )
+    return {**found, "sliding_rope_theta": local["rope_theta"]}

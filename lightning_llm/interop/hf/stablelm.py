@@ -11,22 +11,20 @@ from typing import Any
 
 from lightning_llm.interop.hf.family import expect
 from lightning_llm.interop.hf.layout import TensorMap, same
-from lightning_llm.interop.hf.llama import LLAMA
+from lightning_llm.interop.hf.llama import LLAMA, SHARED_FIELDS
 from lightning_llm.interop.hf.rope import partial_rope_from_hf, partial_rope_to_hf
 from lightning_llm.models import TransformerConfig
 
 
 def _tensors(config: TransformerConfig) -> Iterator[TensorMap]:
     for row in LLAMA.tensors(config):
-        assert row.ours is not None
-        if config.shared_norm and ".mlp_norm." in row.ours:
+        ours = row.ours[0]
+        if config.shared_norm and ".mlp_norm." in ours:
             continue
         yield row
-        if row.ours.endswith("norm.weight"):
-            [name] = row.theirs
-            yield same(
-                row.ours.removesuffix("weight") + "bias", name.removesuffix("weight") + "bias"
-            )
+        if ours.endswith("norm.weight"):
+            [theirs] = row.theirs
+            yield same(ours.removesuffix("weight") + "bias", theirs.removesuffix("weight") + "bias")
 
 
 def _to_hf(config: TransformerConfig) -> dict[str, Any]:
@@ -80,7 +78,7 @@ STABLELM = replace(
         "n_experts": (0,),
     },
     fields={
-        **{ours: name for ours, name in LLAMA.fields.items() if not ours.endswith("_bias")},
+        **SHARED_FIELDS,
         "norm_eps": "layer_norm_eps",
         "attention_bias": "use_qkv_bias",
         "parallel_residual": "use_parallel_residual",

@@ -115,13 +115,14 @@ def iterate_to_hf(
 ) -> Iterator[tuple[str, Tensor]]:
     """The same one by one, so that a part can be written before the next is laid out."""
     table = list(family_of(config).tensors(config))
-    _check_keys({row.ours for row in table if row.ours is not None}, set(state_dict), "state_dict")
+    _check_keys({name for row in table for name in row.ours}, set(state_dict), "state_dict")
     like = state_dict["embedding.weight"]
     for row in table:
-        if row.ours is None:
+        if not row.ours:
             yield row.theirs[0], torch.zeros(row.shape, dtype=like.dtype, device=like.device)
             continue
-        for name, tensor in zip(row.theirs, row.to_hf(state_dict[row.ours].detach())):
+        tensors = row.to_hf(*(state_dict[name].detach() for name in row.ours))
+        for name, tensor in zip(row.theirs, tensors, strict=True):
             yield name, tensor.contiguous()
 
 
@@ -149,12 +150,12 @@ def iterate_from_hf(
     """
     family = _family_named(hf_config)
     config = from_hf_config(hf_config)
-    table = [row for row in family.tensors(config) if row.ours is not None]
+    table = [row for row in family.tensors(config) if row.ours]
     names = _stored_names(family, config, tensors)
     _check_keys({name for row in table for name in row.theirs}, set(names), "checkpoint")
     for row in table:
-        assert row.ours is not None
-        yield row.ours, row.from_hf(*(tensors[names[name]] for name in row.theirs))
+        found = row.from_hf(*(tensors[names[name]] for name in row.theirs))
+        yield from zip(row.ours, found, strict=True)
 
 
 def _stored_names(
