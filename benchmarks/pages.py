@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
 _TIE = 0.05
+# What a row is compared with says how it was run.
+_HOW = {"ours+compile": "tuned alike", "ours+compile+fused": "as shipped"}
 _NAMES = {
     "hf_trainer": "Hugging Face Trainer",
     "lightning_hf": "plain Lightning, Hugging Face model",
@@ -28,8 +29,10 @@ def fill(page: Path, tables: Mapping[str, str]) -> None:
     text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         if table:
-            place = re.compile(rf"(<!-- benchmark: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-            text = place.sub(lambda found: f"{found[1]}\n{table.strip()}\n\n{found[2]}", text)
+            start, end = f"<!-- benchmark: {name} -->\n", "<!-- end -->"
+            before, marker, rest = text.partition(start)
+            if marker:
+                text = f"{before}{start}\n{table.strip()}\n\n{end}{rest.partition(end)[2]}"
     page.write_text(text, encoding="utf-8")
 
 
@@ -38,26 +41,25 @@ def summary_table(results: Iterable[Result]) -> str:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     workloads: list[str] = []
     for result in results:
-        if result["kind"] != "run" or result["settings"]["precision"] != "bf16-mixed":
-            continue
-        chosen = result["settings"]["name_parts"][-1]
-        if chosen not in ("shipped", "compiled"):
+        if result["kind"] != "run" or result["settings"].get("precision") != "bf16-mixed":
             continue
         workload = result["settings"]["workload"]
-        workloads += [workload] * (workload not in workloads)
+        if _HOW.keys() & {row.get("baseline") for row in result["rows"]}:
+            workloads += [workload] * (workload not in workloads)
         for row in result["rows"]:
             name = row["label"].partition("+")[0]
-            if name in _NAMES and "ratio" in row:
-                how = "as shipped" if chosen == "shipped" else "tuned alike"
+            how = _HOW.get(row.get("baseline", ""))
+            if name in _NAMES and how:
                 cells.setdefault((name, how), {})[workload] = _multiple(row["ratio"])
     if not cells:
         return ""
+    workloads.sort(key="SML".find)
     lines = [
-        "| speed of ours as a multiple of | " + " | ".join(sorted(workloads, key="SML".find)) + " |",
+        "| speed of ours as a multiple of | " + " | ".join(workloads) + " |",
         "|:--" + "|--:" * len(workloads) + "|",
     ]
     for (name, how), found in sorted(cells.items(), key=lambda cell: cell[0][1]):
-        values = [found.get(workload, "") for workload in sorted(workloads, key="SML".find)]
+        values = [found.get(workload, "") for workload in workloads]
         lines.append(f"| {_NAMES[name]}, {how} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 

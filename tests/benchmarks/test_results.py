@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.charts import bar_chart
 from benchmarks.machine import describe_machine, worker_environment
+from benchmarks.pages import fill, summary_table
 from benchmarks.render import text_table, write_page
 from benchmarks.results import read_results, summarize, write_result
 
@@ -141,3 +142,36 @@ def test_the_machine_is_described() -> None:
     described = describe_machine()
     assert described["cpu"]
     assert described["cores"] >= 1
+
+
+def test_tables_stand_between_their_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- benchmark: x -->\nold\n<!-- end -->\nb\n<!-- end -->\n")
+    fill(page, {"x": "| new |", "absent": "| no |"})
+    assert page.read_text() == (
+        "a\n<!-- benchmark: x -->\n\n| new |\n\n<!-- end -->\nb\n<!-- end -->\n"
+    )
+    fill(page, {"x": ""})
+    assert "| new |" in page.read_text()
+    fill(tmp_path / "absent.md", {"x": "| new |"})
+    assert not (tmp_path / "absent.md").exists()
+
+
+def test_the_summary_tells_shipped_from_tuned() -> None:
+    shipped, tuned = result(), result()
+    for content, ours in ((shipped, "ours+compile+fused"), (tuned, "ours+compile")):
+        content["settings"] |= {"workload": "S", "precision": "bf16-mixed"}
+        content["rows"] = [
+            {"label": ours, "baseline": ours, "ratio": 1.0},
+            {
+                "label": "hf_trainer+x",
+                "baseline": ours,
+                "ratio": 1.5 if content is shipped else 1.04,
+            },
+            {"label": "litgpt", "status": "skipped"},
+        ]
+    assert summary_table([shipped, tuned]).splitlines()[2:] == [
+        "| Hugging Face Trainer, as shipped | 1.50 |",
+        "| Hugging Face Trainer, tuned alike | 1.04 (a tie) |",
+    ]
+    assert summary_table([]) == ""
