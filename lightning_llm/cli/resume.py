@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning_llm.plugins.io import DamagedCheckpointError, read_checkpoint
 from lightning_llm.plugins.io.sealed_file import local_path
-from lightning_llm.plugins.io.sharded import ShardedCheckpoint
+from lightning_llm.plugins.io.sharded import ShardedCheckpoint, finish_interrupted
 
 Resume = Literal["auto", "must", "never"]
 
@@ -35,6 +35,8 @@ def checkpoint_to_resume(resume: Resume, ckpt_path: str | None, root: Path) -> s
         return ckpt_path
     if ckpt_path is not None:
         raise ValueError(f"--resume {resume} chooses the checkpoint itself: leave --ckpt_path out")
+    for path in finish_interrupted(root):
+        sys.stderr.write(f"{path}: whole, but without its name since a save was killed\n")
     for path in _newest_first(root):
         problem = _why_unusable(path)
         if problem is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from lightning_llm.plugins.io.durable import PLAIN_FILE
+from lightning_llm.plugins.io.durable import PART_SUFFIX, PLAIN_FILE
 from lightning_llm.plugins.io.sealed_file import DamagedCheckpointError, read_checkpoint
 from lightning_llm.plugins.io.sharded_metadata import (
     METADATA_FILE,
@@ -28,6 +29,31 @@ _WEIGHTS = "state_dict."
 def is_sharded(path: Path) -> bool:
     """Whether a path is a folder with a sharded checkpoint, of this package or of Lightning."""
     return (path / PLAIN_FILE).is_file() and (path / METADATA_FILE).is_file()
+
+
+def finish_interrupted(root: Path) -> list[Path]:
+    """Give their names to whole checkpoints that a killed process left between two renames.
+
+    Replacing a folder takes two: what was there is moved aside, then the new one gets the name.
+    Whoever dies in between leaves both, whole, under hidden names.
+
+    Args:
+        root: Folder below which to look.
+
+    Returns:
+        The checkpoints that have their names again.
+    """
+    found: dict[Path, Path] = {}
+    for left in sorted(root.rglob(f".*{PART_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns):
+        target = left.with_name(left.name[1:].rsplit(".", 2)[0])
+        if left.is_dir() and not target.exists():
+            with suppress(DamagedCheckpointError, FileNotFoundError):
+                ShardedCheckpoint(left)
+                found[target] = left  # the newest of several
+    for target, left in found.items():
+        with suppress(OSError):  # another rank was first
+            left.rename(target)
+    return [target for target in found if target.exists()]
 
 
 def weight_key(name: str) -> str:
