@@ -14,6 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lightning_llm.data.store import TokenStore
+
 _LOG = logging.getLogger(__name__)
 _SETTLED_NS = 2_000_000_000
 
@@ -107,3 +109,18 @@ def remembered_fingerprint(files: Sequence[Path], root: Path, compute: Callable[
         except OSError:
             _LOG.debug("fingerprint not kept: %s is not writable", memory)
     return fingerprint
+
+
+def open_cached(entry: Path, name: str) -> TokenStore:
+    """Open a store of a cache entry.
+
+    Raises:
+        ValueError: It is damaged; the message says what to delete.
+    """
+    try:
+        return TokenStore(entry / name)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{error} It belongs to a cache: delete the folder {entry}, and the next run makes it "
+            "again from the text."
+        ) from error

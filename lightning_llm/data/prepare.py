@@ -16,6 +16,7 @@ from lightning_llm.data.cache import (
     cache_key,
     cache_root,
     locked,
+    open_cached,
     remembered_fingerprint,
     write_json,
 )
@@ -158,7 +159,7 @@ class PreparedText:
             with locked(self.path):
                 if not (self.path / _DONE).exists():
                     self._write(tokenizer)
-        return {part: TokenStore(self.path / part) for part in self.parts}
+        return {part: open_cached(self.path, part) for part in self.parts}
 
     def _write(self, tokenizer: PreTrainedTokenizerFast) -> None:
         _LOG.info("encoding into %s", self.path)

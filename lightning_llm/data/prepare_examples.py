@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from lightning_llm.data.cache import cache_key, cache_root, locked, write_json
+from lightning_llm.data.cache import cache_key, cache_root, locked, open_cached, write_json
 from lightning_llm.data.corpus import Part
 from lightning_llm.data.examples import Example, ExampleEncoder, Task
 from lightning_llm.data.packed_examples import StoredTexts
@@ -170,7 +170,7 @@ class PreparedExamples:
             with open(self.path / f"{part}.jsonl", encoding="utf-8") as stream:
                 rows = [json.loads(line) for line in stream]
             texts = StoredTexts([row[0] for row in rows], [row[1] for row in rows])
-        store, targets = (TokenStore(self.path / name) for name in (part, f"{part}.targets"))
+        store, targets = (open_cached(self.path, name) for name in (part, f"{part}.targets"))
         return StoredExamples(store, targets, texts)
 
     def _rows(self, source: Part) -> Iterator[tuple[Part, Row]]:
