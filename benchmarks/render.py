@@ -128,10 +128,22 @@ def _section(result: Result, chart: str) -> str:
         )
     elif busy > QUIET_CORES:
         notes.append(f"The machine was not idle ({busy} cores busy before): do not quote.")
-    parts = [f"### {result['title']}", "", *markdown, ""]
+    title = f"{result['title']}{_how(result)}"
+    parts = [f"### {title}", "", *markdown, ""]
     parts += [f"- {note}" for note in notes] + [""] * bool(notes)
-    parts += [f"![{result['title']}]({chart})", "", _origin(result), ""]
+    parts += [f"![{title}]({chart})", "", _origin(result), ""]
     return "\n".join(parts)
+
+
+def _how(result: Result) -> str:
+    """What tells two races on the same work apart, as the end of a headline."""
+    if result["kind"] != "run":
+        return ""
+    labels = [row["label"] for row in result["rows"]]
+    if "ours+compile+fused" in labels:
+        return "; as shipped"
+    compiled = ["compile" in label for label in labels]
+    return "; everyone compiled" if all(compiled) else "" if any(compiled) else "; eager"
 
 
 def _origin(result: Result) -> str:
@@ -143,7 +155,7 @@ def _origin(result: Result) -> str:
     return (
         f"{result['date'][:10]}, {hardware}, allocator {settings['allocator']}, "
         f"{pace['rounds']} rounds of {pace['steps']} steps, commit {machine.get('commit')}; "
-        f"{versions}.\n\n```bash\n{result['command']}\n```"
+        f"{versions}.\n\n```bash\n{result['command'].replace(' --results PATH', '')}\n```"
     )
 
 
