@@ -1,8 +1,7 @@
-"""Weight tables against ``transformers``: logits, parameter counts, round trips, refusals."""
+"""Weight tables against ``transformers``: logits, parameter counts, round trips."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from reference_models import CASES, randomised, reference_model, token_ids
 from transformers import AutoModelForCausalLM
 
 from lightning_llm.interop.hf import (
-    ExportError,
     from_hf_config,
     from_hf_state_dict,
     load_pretrained,
@@ -20,8 +18,8 @@ from lightning_llm.interop.hf import (
     to_hf_config,
     to_hf_state_dict,
 )
-from lightning_llm.interop.hf.families import FAMILIES
-from lightning_llm.interop.hf.family import TRAINING_FIELDS, Family
+from lightning_llm.interop.hf.layout import one_less
+from lightning_llm.interop.hf.weights import family_of
 from lightning_llm.models import Transformer, TransformerConfig
 
 FUSED_EXPERTS = ("mixtral", "qwen3_moe")
@@ -69,9 +67,11 @@ DENSE = [name for name, (model_type, _) in CASES.items() if model_type not in FU
 
 @pytest.mark.parametrize("case", DENSE)
 def test_state_dicts_of_models_in_memory(case: str) -> None:
-    theirs = reference_model(case)
+    theirs = reference_model(case).bfloat16().float()  # as weights are published, see one_less
     hf_config = theirs.config.to_dict()
     config = from_hf_config(hf_config)
+    if family_of(config).model_type != hf_config["model_type"]:
+        pytest.skip("nothing in it needs this architecture: it is exported as a plainer one")
     state_dict = theirs.state_dict()
     ours = from_hf_state_dict(hf_config, state_dict)
     back = to_hf_state_dict(config, ours)
@@ -127,99 +127,6 @@ def test_gpt2_without_biases_is_exported_with_zeros(flags: dict[str, bool], tmp_
     torch.testing.assert_close(logits_of(ours, ids), logits_of(theirs, ids), rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
-def test_tables_name_fields_that_exist(family: Family) -> None:
-    known = {*family.requires, *family.fields, *family.converts, *family.unused, *TRAINING_FIELDS}
-    assert known <= {field.name for field in fields(TransformerConfig)}
-
-
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
-def test_a_field_that_no_table_names_is_not_dropped_in_silence(family: Family) -> None:
-    found = family.problems(TransformerConfig(value_embeddings=True))
-    assert f"value_embeddings=True ({family.model_type} has nothing like it)" in found
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"attention_score": "cosine"}, "attention_score='cosine'"),
-        ({"positions": "alibi"}, "positions='alibi'"),
-        ({"logit_softcap": 30.0}, "logit_softcap=30.0"),
-        ({"mlp": "relu2"}, "mlp='relu2'"),
-        ({"value_embeddings": True}, "value_embeddings=True"),
-        ({"residual_scalars": True}, "residual_scalars=True"),
-        ({"rotary_fraction": 0.5}, "rotary_fraction=0.5"),
-        ({"embedding_scale": 8.0}, "embedding_scale=8.0"),
-        ({"sliding_window": 8, "sliding_window_pattern": 2}, "sliding_window"),
-        ({"attention_out_bias": True}, "attention_out_bias=True"),
-    ],
-)
-def test_what_cannot_be_exported_is_named(changes: dict[str, Any], named: str) -> None:
-    config = TransformerConfig.from_preset("tinyllama-1.1b", **changes)
-    with pytest.raises(ExportError, match="no Hugging Face architecture") as error:
-        to_hf_config(config)
-    assert f"in the way: {named}" in str(error.value)
-
-
-def test_several_obstacles_are_all_named() -> None:
-    config = TransformerConfig(positions="sinusoidal", mlp="relu2", norm="layernorm")
-    with pytest.raises(ExportError, match=r"gpt2.*positions='sinusoidal'.*mlp='relu2'"):
-        to_hf_config(config)
-
-
-@pytest.mark.parametrize(
-    ("base", "changes", "message"),
-    [
-        ("llama", {"model_type": "mamba"}, r"model_type='mamba'.*supported: gpt2, llama"),
-        ("llama", {"hidden_act": "relu"}, r"hidden_act='relu'.*supported: 'silu'"),
-        (
-            "llama",
-            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
-            r"rope_type='dynamic'.*linear, llama3, yarn",
-        ),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
-        ("gpt2", {"activation_function": "relu"}, "activation_function='relu'"),
-        ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\]"),
-        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
-        (
-            "qwen2-windows",
-            {"layer_types": ["full_attention"] + 3 * ["sliding_attention"]},
-            "layer_types=.*no counterpart",
-        ),
-    ],
-)
-def test_what_cannot_be_imported_is_named(base: str, changes: dict[str, Any], message: str) -> None:
-    hf_config = {**reference_model(base).config.to_dict(), **changes}
-    with pytest.raises(ValueError, match=message):
-        from_hf_config(hf_config)
-
-
-def test_configuration_in_the_spelling_before_transformers_5() -> None:
-    hf_config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": 128256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": True,
-        "rope_theta": 500000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        "torch_dtype": "bfloat16",
-    }
-    assert from_hf_config(hf_config) == TransformerConfig.from_preset("llama3.2-1b")
-
-
 def test_special_ids_are_written_even_if_there_are_none() -> None:
     """A missing key would mean the architecture's default, some word of this vocabulary."""
     hf_config = to_hf_config(TransformerConfig.from_preset("cpu-1m"), eos_token_id=7)
@@ -245,36 +152,16 @@ def test_old_and_base_model_checkpoints() -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_missing_and_left_over_weights_are_named() -> None:
-    theirs = reference_model("llama")
-    hf_config, weights = theirs.config.to_dict(), dict(theirs.state_dict())
-    weights["model.layers.0.extra"] = weights.pop("model.norm.weight")
-    with pytest.raises(
-        ValueError, match=r"missing model\.norm\.weight; unexpected model\.layers\.0\.extra"
-    ):
-        from_hf_state_dict(hf_config, weights)
-    config = from_hf_config(hf_config)
-    with pytest.raises(ValueError, match=r"missing .*blocks\.0\.attention\.out\.weight"):
-        to_hf_state_dict(config, {"embedding.weight": torch.zeros(96, 64)})
-
-
-@pytest.mark.parametrize(
-    ("hf_config", "match"),
-    [
-        ({"model_type": "gpt_neox"}, "hidden_act='gelu' of model_type='gpt_neox'"),
-        ({"model_type": "stablelm", "qk_layernorm": True}, "qk_layernorm=True"),
-        (
-            {
-                "model_type": "stablelm",
-                "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
-            },
-            "scale the positions",
-        ),
-        ({"model_type": "bloom"}, "HFCausalLM trains any architecture"),
-    ],
-)
-def test_values_of_other_families_without_counterpart(
-    hf_config: dict[str, Any], match: str
-) -> None:
-    with pytest.raises(ValueError, match=match):
-        from_hf_config(hf_config)
+def test_norms_that_add_one_keep_what_the_precision_can_hold() -> None:
+    weights = torch.linspace(-0.9, 40, 999)
+    row = one_less("ours", "theirs")
+    [ours] = row.from_hf(weights)
+    [back] = row.to_hf(ours)
+    assert (back - weights).abs().max() <= 2**-19  # half the spacing of float32 at 41
+    assert torch.equal(row.from_hf(back)[0], ours)  # and no further loss
+    published = weights.bfloat16()
+    [ours] = row.from_hf(published)
+    assert ours.dtype == torch.float32
+    assert torch.equal(row.to_hf(ours)[0], published.float())
+    [exact] = row.from_hf(weights.double())
+    assert torch.equal(row.to_hf(exact)[0], weights.double())

@@ -41,15 +41,16 @@ def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: A kind of scaling we do not have.
     """
-    return {"positions": "rope", **_read(hf["rope_parameters"])}
+    return {"positions": "rope", **_read(hf, hf["rope_parameters"])}
 
 
-def _read(parameters: dict[str, Any]) -> dict[str, Any]:
+def _read(hf: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
     kind = parameters["rope_type"]
     if kind not in _KEYS:
         raise ValueError(
-            f"config.json: rope_type={kind!r} has no counterpart here; "
-            f"supported: {', '.join(_KEYS)}"
+            f"config.json: rope_type={kind!r} of model_type={hf.get('model_type')!r} has no "
+            f"counterpart here; supported: {', '.join(_KEYS)}. HFCausalLM trains any architecture "
+            "of transformers"
         )
     scaling = {key: parameters[key] for key in _KEYS[kind] if parameters.get(key) is not None}
     return {
@@ -96,7 +97,8 @@ def layered_rope_from_hf(hf: dict[str, Any], *, has_window: bool) -> dict[str, A
         ValueError: A kind of scaling we do not have, or one in the layers with a window alone.
     """
     parameters = hf["rope_parameters"]
-    full, local = _read(parameters["full_attention"]), _read(parameters["sliding_attention"])
+    full = _read(hf, parameters["full_attention"])
+    local = _read(hf, parameters["sliding_attention"])
     found = {"positions": "rope", **full}
     if not has_window or local == full:
         return found
