@@ -95,7 +95,12 @@ def write_page(results: Path, docs: Path) -> Path:
     page = docs / "benchmarks.md"
     page.write_text("\n".join(parts), encoding="utf-8")
     fill(docs / "speed.md", elsewhere)
-    fill(docs.parent / "README.md", {"summary": summary_table(shown)})
+    fill(
+        docs / "zh" / "speed.md",
+        {name: text.replace("](assets/", "](../assets/") for name, text in elsewhere.items()},
+    )
+    for readme in ("README.md", "README.zh.md"):
+        fill(docs.parent / readme, {"summary": summary_table(shown)})
     return page
 
 
