@@ -69,7 +69,7 @@ TIERS = {
     "data": tier(
         libraries="numpy lightning filelock tqdm",
         lazy_parts="interop",
-        lazy="transformers tokenizers pyarrow zstandard",
+        lazy="transformers tokenizers tiktoken pyarrow zstandard",
     ),
     "steps": tier("callbacks", "lightning"),
     "language": tier("steps losses optim", "lightning", "interop"),

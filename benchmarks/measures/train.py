@@ -50,7 +50,8 @@ def plan(args: Namespace, folder: Path) -> list[Plan]:
     work = WORKLOADS[args.workload]
     default_batch = work.batch_cuda if args.device == "cuda" else work.batch
     settings = {
-        "name_parts": [args.workload, args.precision, args.device, args.allocator, chosen],
+        "name_parts": [args.workload, args.precision, args.device, args.allocator, chosen]
+        + [args.optimizer] * (args.optimizer != "foreach"),
         "workload": args.workload,
         "precision": args.precision,
         "optimizer": f"AdamW {args.optimizer}",
@@ -58,6 +59,8 @@ def plan(args: Namespace, folder: Path) -> list[Plan]:
         "seq_len": work.seq_len,
     }
     title = f"{args.workload}: {work.about}; {args.precision}, batch {settings['batch']}"
+    if args.optimizer != "foreach":
+        title += f", {args.optimizer} AdamW"
     pace = PACE.resolve(args)
     return [Plan("run", title, "tokens/s", tasks, pace, settings, like_for_like(labels))]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from lightning_llm.data.corpus import Labelled, Part
 from lightning_llm.data.store_writer import TokenStoreWriter
-from lightning_llm.data.tokenizer import encode_texts
+from lightning_llm.data.text_encoder import TextEncoder
+from lightning_llm.data.tokenizer_encoding import encode_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -26,14 +27,17 @@ _CHUNK_CHARACTERS = 1 << 14
 _LINE_END = re.compile(r"(?<=\S)\r?\n(?=\S)")
 _PROBE = "A line.\nand 1\n\nB\n\n\n  if x:\nelse\n\ty \n“Ja”\n字\n1)\r\nz\r\n\r\n.\n.\n\nend\n"
 
-# A piece of text and the part it belongs to; None marks the end of a document.
-_Item = tuple[Part, str | None]
+# A piece of text, or an id that stands by itself, and the part it belongs to; None marks the end of
+# a document.
+_Item = tuple[Part, str | int | None]
+Arrange = Callable[[Iterable[str]], Iterable[str | int]]
 
 
 def encode_documents(
     documents: Labelled,
     tokenizer: PreTrainedTokenizerFast,
     writers: Mapping[Part, TokenStoreWriter],
+    arrange: Arrange | None = None,
 ) -> None:
     """Encode documents and add them, each with the end-of-text id, to the writer of their part.
 
@@ -45,6 +49,8 @@ def encode_documents(
         documents: Read once.
         tokenizer: Has an end-of-text token.
         writers: One for each part that occurs.
+        arrange: From the pieces of a training document to what is encoded instead: text, and ids
+            of special tokens.
     """
     eos = np.array([tokenizer.eos_token_id], dtype=np.int32)
 
@@ -55,18 +61,20 @@ def encode_documents(
             if text is None:
                 writer.extend(eos)
                 writer.end_document()
+            elif isinstance(text, int):
+                writer.extend(np.array([text], dtype=np.int32))
             else:
                 writer.extend(next(arrays))
 
     progress = tqdm(
         desc="encoding", unit="char", unit_scale=True, file=sys.stderr, disable=None, leave=False
     )
-    with progress, ThreadPoolExecutor(max_workers=1) as pool:
+    with progress, TextEncoder(tokenizer) as encode, ThreadPoolExecutor(max_workers=1) as pool:
         previous: tuple[list[_Item], Future[list[np.ndarray]]] | None = None
         cut = _splits_at_lines(tokenizer)
-        for batch in _batches(documents, cut):
-            texts = [text for _, text in batch if text is not None]
-            encoded = pool.submit(encode_texts, tokenizer, texts)
+        for batch in _batches(documents, cut, arrange):
+            texts = [text for _, text in batch if isinstance(text, str)]
+            encoded = pool.submit(encode, texts)
             if previous is not None:
                 write(*previous)
             previous = batch, encoded
@@ -94,12 +102,18 @@ def _chunks(text: str, size: int) -> Iterator[str]:
     yield text[start:] if start else text
 
 
-def _batches(documents: Labelled, cut: bool) -> Iterator[list[_Item]]:
+def _batches(documents: Labelled, cut: bool, arrange: Arrange | None) -> Iterator[list[_Item]]:
     limit = _BATCH_CHARACTERS_PER_CORE * min(16, os.cpu_count() or 1)
     batch: list[_Item] = []
     size = 0
     for part, document in documents:
-        for piece in document.pieces:
+        pieces: Iterable[str | int] = document.pieces
+        if arrange is not None and part == "train":
+            pieces = arrange(document.pieces)
+        for piece in pieces:
+            if isinstance(piece, int):
+                batch.append((part, piece))
+                continue
             chunks = _chunks(piece, _CHUNK_CHARACTERS) if cut else [piece]
             batch += [(part, chunk) for chunk in chunks]
             size += len(piece)

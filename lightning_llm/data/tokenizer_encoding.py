@@ -59,13 +59,18 @@ def encode_texts(
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True  # "encode them as text", in spite of its name
     try:
-        reserved = _reserved_ids(tokenizer)
+        reserved = reserved_ids(tokenizer)
         return [ids for batch in _batches(texts) for ids in _encode(backend, batch, reserved)]
     except TypeError:  # "TextInputSequence must be str" says neither which text nor why
         list(_checked(texts))
         raise
     finally:
         backend.encode_special_tokens = before
+
+
+def encodes_by_table(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Tell whether ids are looked up one by one, as for vocabularies of characters or bytes."""
+    return _table_encoder(tokenizer.backend_tokenizer) is not None
 
 
 def _table_encoder(backend: Tokenizer) -> Callable[[str], npt.NDArray[np.int32]] | None:
@@ -112,7 +117,8 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _reserved_ids(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int32]:
+def reserved_ids(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int32]:
+    """Return the ids that no text may become, sorted: those of special tokens."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     ids = {index for index, token in added.items() if token.special}
     ids |= {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id} - {None}
