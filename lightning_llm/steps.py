@@ -111,7 +111,9 @@ class TokenLossModule(L.LightningModule):
             if ranks == 1:
                 loss = nll_sum.float() / num_tokens.clamp(min=1)
             else:
-                loss = nll_sum.float() * (ranks / _sum_over_ranks(num_tokens).clamp(min=1).float())
+                loss = nll_sum.float() * (
+                    ranks / self._sum_over_ranks(num_tokens).clamp(min=1).float()
+                )
         else:
             # Lightning divides by `accumulate`; on_after_backward divides by the real count.
             # The constant keeps the magnitude near one and is the same on every rank.
@@ -135,7 +137,7 @@ class TokenLossModule(L.LightningModule):
         ranks = self._data_parallel_size()
         total = torch.stack(self._window_tokens).sum()
         if ranks > 1:
-            total = _sum_over_ranks(total)
+            total = self._sum_over_ranks(total)
         factor = ranks * self._loss_unit() / total.clamp(min=1).float()
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
@@ -210,7 +212,7 @@ class TokenLossModule(L.LightningModule):
             return None
         sums = torch.stack((nll, tokens))
         if self._data_parallel_size() > 1:
-            sums = _sum_over_ranks(sums)
+            sums = self._sum_over_ranks(sums)
         norm: Any = self._grad_norm
         if hasattr(norm, "full_tensor"):  # of sharded gradients
             norm = norm.full_tensor()
@@ -263,7 +265,7 @@ class TokenLossModule(L.LightningModule):
     def _log_evaluation(self, name: str) -> None:
         several = len(self._eval_sums) > 1
         for index, sums in sorted(self._eval_sums.items()):
-            total = _sum_over_ranks(sums) if self._data_parallel_size() > 1 else sums
+            total = self._sum_over_ranks(sums) if self._data_parallel_size() > 1 else sums
             nll, tokens = total.tolist()
             if tokens == 0:
                 rank_zero_warn(f"{name}: no target token in the evaluation; it is not logged")
@@ -318,6 +320,15 @@ class TokenLossModule(L.LightningModule):
         kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None)
         return kwargs["num_replicas"] if kwargs else 1
 
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Sum over the shares of the data, queued on the device; the input is left alone."""
+        value = value.clone()
+        dist.all_reduce(value)
+        alike = self.trainer.world_size // self._data_parallel_size()  # ranks of the same share
+        if alike == 1:
+            return value
+        return value / alike if value.is_floating_point() else value // alike
+
     @override
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Step by optimizer steps; plateau schedules get their metric."""
@@ -325,10 +336,3 @@ class TokenLossModule(L.LightningModule):
             scheduler.step()
         else:
             scheduler.step(metric)
-
-
-def _sum_over_ranks(value: Tensor) -> Tensor:
-    """Sum over all ranks, queued on the device; the input is left alone."""
-    value = value.clone()
-    dist.all_reduce(value)
-    return value

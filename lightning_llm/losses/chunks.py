@@ -56,7 +56,7 @@ def softmax_dtype(dtype: torch.dtype) -> torch.dtype:
 def auto_chunk_size(num_tokens: int, vocab_size: int, dtype: torch.dtype, device_type: str) -> int:
     """Tokens per chunk, in chunks of equal size: an eighth of them, within the device's bounds.
 
-    Eight is as many chunks as :class:`_WeightGradient` sums without a second sum.
+    Eight is as many chunks as :class:`WeightGradient` sums without a second sum.
     """
     bounds = _CHUNK_BYTES.get(device_type, _CHUNK_BYTES_ACCELERATOR)
     smallest = _MIN_CHUNK.get(device_type, _MIN_CHUNK_ACCELERATOR)
@@ -77,7 +77,7 @@ def _block_elements(device_type: str) -> int:
     return 2**18 * torch.get_num_threads() if device_type == "cpu" else 2**26
 
 
-class _WeightGradient:
+class WeightGradient:
     """Sums the weight gradient of the chunks with as few bytes and passes as its dtype allows.
 
     A matrix product that adds onto a sum is one call. It sums in float32 inside, but the sum it
@@ -247,7 +247,7 @@ def chunked_cross_entropy(
     wide_bias = None if bias is None else bias.to(wide)
     grad_hidden = torch.empty_like(hidden) if wanted.hidden else None
     n_chunks = -(-num_tokens // chunk_size)
-    grad_weight = _WeightGradient(weight, compute_dtype, n_chunks) if wanted.weight else None
+    grad_weight = WeightGradient(weight, compute_dtype, n_chunks) if wanted.weight else None
     grad_bias = torch.zeros(vocab_size, dtype=wide, device=device) if wanted.bias else None
 
     buffer = _logit_buffer(chunk_size, vocab_size, compute_dtype, device)

@@ -16,6 +16,8 @@ from torch import Tensor
 from lightning_llm.losses.backends import BackendName, Request, require, run_backend
 from lightning_llm.losses.choice import choose
 from lightning_llm.losses.operators import rows_op, sum_op
+from lightning_llm.losses.softmax_rows import LossTerms
+from lightning_llm.losses.split_vocabulary import is_split, split_cross_entropy, split_rows
 
 Reduction = Literal["sum", "mean", "none"]
 
@@ -38,7 +40,8 @@ def linear_cross_entropy(
 
     Args:
         hidden: (N, D) last hidden states.
-        weight: (V, D) output projection, in the dtype of ``hidden`` unless autocast is on.
+        weight: (V, D) output projection, in the dtype of ``hidden`` unless autocast is on. A
+            ``DTensor`` split by rows stays so: no rank computes the logits of another's.
         labels: (N,) int64; a label outside ``[0, V)`` that is not ``ignore_index`` is an error
             of the caller, found by the device when it indexes (no check that waits for it).
         bias: (V,) of the output projection.
@@ -87,6 +90,9 @@ def linear_cross_entropy(
     if name != "chunked":
         loss = run_backend(name, hidden, weight, labels, request)
     elif reduction == "none":
+        if is_split(weight):
+            terms = LossTerms(*options[:4])
+            return split_rows(hidden, weight, labels, bias, terms, chunk_size, request.dtype)
         loss = rows_op(hidden, weight, labels, bias, *options, request.dtype)
     else:
         loss = _sum(hidden, weight, labels, bias, *options)[0]
@@ -166,6 +172,13 @@ def _resolve(
     """The backend of a call, checked where it was asked for by name."""
     if backend not in get_args(BackendName):
         raise ValueError(f"backend={backend!r} must be one of {get_args(BackendName)}")
+    if is_split(weight):
+        if backend not in ("auto", "chunked"):
+            raise ValueError(
+                f"backend={backend!r} takes no head whose rows are spread over ranks "
+                "(tensor_parallel_size > 1); use backend='auto'"
+            )
+        return "chunked"
     if backend == "auto":
         bias = request.extras.get("bias")
         return choose(
@@ -184,6 +197,12 @@ def _sum(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
     """Calls the operator, asking for exactly the gradients that autograd will want."""
+    if is_split(weight):
+        *terms, chunk_size = options
+        dtype = _compute_dtype(hidden)
+        return split_cross_entropy(
+            hidden, weight, labels, bias, LossTerms(*terms), chunk_size, dtype
+        )
     recording = torch.is_grad_enabled()
     wants_hidden = recording and hidden.requires_grad
     wants_weight = recording and weight.requires_grad

@@ -60,11 +60,11 @@ class ChunkedAttention(Attention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """See :meth:`Attention.attend`."""
-        batch, _, n_queries, _ = query.shape
+        batch, n_heads, n_queries, _ = query.shape
         held = key.shape[2] - n_queries
-        query = query.unflatten(1, (self.n_kv_heads, -1))  # (B, G, R, T, Dh)
+        query = query.unflatten(1, (key.shape[1], -1))  # (B, G, R, T, Dh)
         key, value = key.unsqueeze(2), value.unsqueeze(2)  # (B, G, 1, S, Dh)
-        row_elements = batch * self.n_heads * (held + n_queries) * self.elements_per_score
+        row_elements = batch * n_heads * (held + n_queries) * self.elements_per_score
         n_rows = max(1, _CHUNK_ELEMENTS // row_elements)
         chunks = []
         for first in range(0, n_queries, n_rows):

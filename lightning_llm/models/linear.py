@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
@@ -33,3 +34,19 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         """Draws new weights."""
         nn.init.normal_(self.weight, std=self.init_std)
+
+
+def project(hidden: Tensor, weight: Tensor) -> Tensor:
+    """``hidden @ weight.T``, whole on every rank where the rows of the weight are spread over them.
+
+    Args:
+        hidden: (..., D), alike on all ranks.
+        weight: (V, D), or a ``DTensor`` of this shape.
+    """
+    if hasattr(weight, "device_mesh"):
+        from torch.distributed.tensor import DTensor, Replicate
+
+        spread = DTensor.from_local(hidden, weight.device_mesh, [Replicate()], run_check=False)
+        product: Tensor = F.linear(spread, weight).full_tensor()
+        return product
+    return F.linear(hidden, weight)

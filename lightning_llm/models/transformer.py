@@ -15,7 +15,7 @@ from lightning_llm.models.block import Block
 from lightning_llm.models.cache import KVCache
 from lightning_llm.models.config import TransformerConfig
 from lightning_llm.models.flops import flops_per_token
-from lightning_llm.models.linear import Embedding, Linear
+from lightning_llm.models.linear import Embedding, Linear, project
 from lightning_llm.models.masks import MaskBuilder
 from lightning_llm.models.norms import build_norm
 from lightning_llm.models.positions import (
@@ -150,7 +150,7 @@ class Transformer(nn.Module):
             input_ids, position_ids=position_ids, document_ids=document_ids, cache=cache
         )
         head = self.head
-        logits = F.linear(hidden, self.embedding.weight) if head is None else head(hidden)
+        logits = project(hidden, self.embedding.weight) if head is None else head(hidden)
         cap = self.config.logit_softcap
         if cap is not None:
             logits = (cap * torch.tanh(logits.float() / cap)).to(logits.dtype)

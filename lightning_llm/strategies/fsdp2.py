@@ -31,6 +31,7 @@ from lightning_llm.strategies.sharding import (
     sharded_parts,
     whole_weights,
 )
+from lightning_llm.strategies.tensor_parallel import TensorParallel
 
 _REDUCE_DTYPES = ("float32", "bfloat16")
 
@@ -50,7 +51,10 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
 
     Args:
         data_parallel_size: Ranks that a copy of the weights is spread over; ``"auto"`` is all,
-            divided by ``replicate_size``.
+            divided by the other two sizes.
+        tensor_parallel_size: Ranks that share every layer of a
+            :class:`~lightning_llm.models.Transformer`: its heads, hidden units and vocabulary are
+            split over them, the residual stream along the sequence. They read the same data.
         replicate_size: Copies of the weights ("hybrid" sharding): usually the number of nodes, so
             that only gradients cross between them.
         reshard_after_forward: Drop a block's gathered weights after its forward pass, to gather
@@ -81,6 +85,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         self,
         *,
         data_parallel_size: int | Literal["auto"] = "auto",
+        tensor_parallel_size: int = 1,
         replicate_size: int = 1,
         reshard_after_forward: bool | int = True,
         reduce_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -98,7 +103,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
             process_group_backend = "cpu:gloo,cuda:nccl"  # norms of offloaded gradients
         super().__init__(
             data_parallel_size=data_parallel_size,
-            tensor_parallel_size=1,
+            tensor_parallel_size=tensor_parallel_size,
             save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
             timeout=timeout,
@@ -108,10 +113,13 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
             problems.append(f"reduce_dtype={reduce_dtype!r} must be one of {_REDUCE_DTYPES}")
         if replicate_size < 1:
             problems.append(f"replicate_size={replicate_size} must be at least 1")
+        if tensor_parallel_size < 1:
+            problems.append(f"tensor_parallel_size={tensor_parallel_size} must be at least 1")
         if prefetch < 0:
             problems.append(f"prefetch={prefetch} must not be negative")
         if problems:
             raise ValueError("FSDP2Strategy: " + "; ".join(problems))
+        self.tensor_parallel_size = tensor_parallel_size
         self.replicate_size = replicate_size
         self.reshard_after_forward = reshard_after_forward
         self.reduce_dtype = reduce_dtype
@@ -119,24 +127,25 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         self.prefetch = prefetch
         self.reduce_every_micro_batch = reduce_every_micro_batch
         self.blocks = BlockOptions(compile, activation_checkpointing, block_class)
+        self._split: TensorParallel | None = None
 
     # ------------------------------------------------------------------ ranks
 
     @override
     def setup_environment(self) -> None:
         self._setup_distributed()
-        world, copies = self.world_size, self.replicate_size
+        world, copies, split = self.world_size, self.replicate_size, self.tensor_parallel_size
         given = self._data_parallel_size
-        size = max(1, world // copies) if given == "auto" else int(given)
-        if size * copies != world:
+        size = max(1, world // (copies * split)) if given == "auto" else int(given)
+        if size * copies * split != world:
             raise ValueError(
-                f"data_parallel_size={given} and replicate_size={copies} must "
-                f"multiply to the number of ranks, {world}"
+                f"data_parallel_size={given}, replicate_size={copies} and "
+                f"tensor_parallel_size={split} must multiply to the number of ranks, {world}"
             )
         if self._device_mesh is None:
             self._device_mesh = init_device_mesh(
                 self.root_device.type,
-                (copies, size, 1),
+                (copies, size, split),
                 mesh_dim_names=("replicate", "data_parallel", "tensor_parallel"),
             )
         assert self.lightning_module is not None
@@ -213,11 +222,14 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         if self.cpu_offload:
             offload = CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
         blocks = find_blocks(module, self.blocks.block_class)
+        if self.tensor_parallel_size > 1:
+            self._split = TensorParallel(module, self.device_mesh["tensor_parallel"])
         shard(
             module,
             blocks,
             self.root_device,
             reshard_after_forward=self.reshard_after_forward,
+            split=None if self._split is None else self._split.split,
             mesh=mesh,
             mp_policy=policy,
             offload_policy=offload,
@@ -227,7 +239,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
             set_prefetch(blocks, self.prefetch)
         generate: Any = getattr(module, "generate", None)
         if callable(generate):
-            module.generate = _with_whole_weights(module, generate)
+            module.generate = _with_whole_weights(self.whole_weights, generate)
 
     @override
     def teardown(self) -> None:
@@ -275,6 +287,9 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
 
     def whole_weights(self) -> AbstractContextManager[None]:
         """Within, every rank has all weights and runs the module on its own; all ranks enter."""
+        if self._split is not None:
+            mixed = str(self.precision_plugin.precision) == "bf16-mixed"
+            return self._split.whole(torch.bfloat16 if mixed else None)
         return whole_weights(self._root())
 
     def _evaluate(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -304,10 +319,12 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         return self.lightning_module
 
 
-def _with_whole_weights(module: L.LightningModule, generate: Callable[..., Any]) -> Any:
+def _with_whole_weights(
+    whole: Callable[[], AbstractContextManager[None]], generate: Callable[..., Any]
+) -> Any:
     @functools.wraps(generate)
     def gather_and_generate(*args: Any, **kwargs: Any) -> Any:
-        with whole_weights(module), torch.inference_mode(False), torch.no_grad():
+        with whole(), torch.inference_mode(False), torch.no_grad():
             return generate(*args, **kwargs)
 
     return gather_and_generate

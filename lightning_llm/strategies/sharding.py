@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 from weakref import WeakSet
@@ -23,6 +23,7 @@ def shard(
     device: torch.device,
     *,
     reshard_after_forward: bool | int = True,
+    split: Callable[[nn.Module], None] | None = None,
     **options: Any,
 ) -> None:
     """Shard every block on its own, and what is left with the module.
@@ -38,6 +39,7 @@ def shard(
         device: Where whole weights live.
         reshard_after_forward: Of the blocks; see ``torch.distributed.fsdp.fully_shard``. The rest
             stays whole from the forward to the backward pass of a step.
+        split: Called with every part that is about to be sharded: splits its layers over ranks.
         **options: Passed to ``fully_shard``: mesh, precision and offload policies.
 
     Raises:
@@ -56,10 +58,14 @@ def shard(
             visit(child)
         if part in inside:
             _take_from_first_rank(part, device)
+            if split is not None:
+                split(part)
             fully_shard(part, reshard_after_forward=reshard_after_forward, **options)
 
     visit(module)
     _take_from_first_rank(module, device)
+    if split is not None:
+        split(module)
     fully_shard(module, **options)
     # The first forward makes the module that runs it the root; a block may well run before.
     cast(Any, module)._get_fsdp_state()._lazy_init()
