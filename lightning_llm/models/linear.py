@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,6 +49,6 @@ def project(hidden: Tensor, weight: Tensor) -> Tensor:
         from torch.distributed.tensor import DTensor, Replicate
 
         spread = DTensor.from_local(hidden, weight.device_mesh, [Replicate()], run_check=False)
-        product: Tensor = F.linear(spread, weight).full_tensor()
+        product: Tensor = cast(Any, F.linear(spread, weight)).full_tensor()
         return product
     return F.linear(hidden, weight)
