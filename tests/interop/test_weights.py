@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from reference_models import CASES, randomised, reference_model, token_ids
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lightning_llm.interop.hf import (
@@ -165,3 +166,36 @@ def test_norms_that_add_one_keep_what_the_precision_can_hold() -> None:
     assert torch.equal(row.to_hf(ours)[0], published.float())
     [exact] = row.from_hf(weights.double())
     assert torch.equal(row.to_hf(exact)[0], weights.double())
+
+
+@pytest.mark.parametrize("case", ["gemma", "gemma2", "gemma3"])
+def test_published_gemma_comes_back_bit_by_bit(case: str, tmp_path: Path) -> None:
+    """Stored in bfloat16, read into float32."""
+    reference_model(case).bfloat16().save_pretrained(tmp_path / "theirs")
+    ours, _ = load_pretrained(tmp_path / "theirs", dtype=torch.float32)
+    save_pretrained(ours, tmp_path / "back")
+    before = load_file(tmp_path / "theirs" / "model.safetensors")
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name].float(), after[name]) for name in before)
+    half, _ = load_pretrained(tmp_path / "theirs")
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    save_pretrained(half, tmp_path / "half")  # compares logits
+    written = load_file(tmp_path / "half" / "model.safetensors")
+    assert {weight.dtype for weight in written.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("case", ["phi3-partial", "gemma3", "mixtral"])
+def test_rows_of_several_tensors_are_read_from_and_written_to_several_files(
+    case: str, tmp_path: Path
+) -> None:
+    theirs = reference_model(case)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
+    ours, _ = load_pretrained(tmp_path / "theirs")
+    ids = token_ids(ours.config.vocab_size)
+    torch.testing.assert_close(logits_of(ours, ids), logits_of(theirs, ids), rtol=0, atol=TOLERANCE)
+    save_pretrained(ours, tmp_path / "ours", max_shard_bytes=40_000)
+    assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 2
+    again, _ = load_pretrained(tmp_path / "ours")
+    assert all(map(torch.equal, ours.parameters(), again.parameters()))
