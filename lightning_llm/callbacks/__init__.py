@@ -15,12 +15,14 @@ from lightning_llm.callbacks.save_at_end import SaveAtEnd
 from lightning_llm.callbacks.speed_monitor import SpeedMonitor
 from lightning_llm.callbacks.stall_guard import StallGuard
 from lightning_llm.callbacks.startup_banner import StartupBanner
+from lightning_llm.callbacks.syntax_monitor import SyntaxMonitor
 from lightning_llm.callbacks.token_progress_bar import TokenProgressBar
 
 __all__ = [
     "PerplexityMonitor",
     "BLEUMonitor",
     "AnswerMonitor",
+    "SyntaxMonitor",
     "SaveAtEnd",
     "SpeedMonitor",
     "SampleText",

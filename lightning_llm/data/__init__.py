@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_llm.data.chat_datamodule import ChatDataModule
+    from lightning_llm.data.fill_in_the_middle import fim_prompt
     from lightning_llm.data.qa_datamodule import QADataModule
     from lightning_llm.data.store import TokenStore
     from lightning_llm.data.store_writer import TokenStoreWriter
@@ -22,6 +23,7 @@ _LAZY = {
     "TokenStoreWriter": "lightning_llm.data.store_writer",
     "TokenizerSpec": "lightning_llm.data.tokenizer",
     "TranslationDataModule": "lightning_llm.data.translation_datamodule",
+    "fim_prompt": "lightning_llm.data.fill_in_the_middle",
 }
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "TokenStore",
     "TokenStoreWriter",
     "TokenizerSpec",
+    "fim_prompt",
 ]
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,12 @@ from lightning_llm.data.cache import (
 )
 from lightning_llm.data.corpus import Corpus, FileCorpus, Labelled, Part, Split, Whole, plan_split
 from lightning_llm.data.encoding import encode_documents
+from lightning_llm.data.fill_in_the_middle import (
+    FillInTheMiddle,
+    mark_sentinels,
+    sentinels_of,
+    with_sentinels,
+)
 from lightning_llm.data.sources import SourceStats
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.store_writer import TokenStoreWriter
@@ -57,6 +63,7 @@ class PreparedText:
         val_fraction: See `lightning_llm.data.corpus.plan_split`.
         seed: Of the split.
         cache_dir: See `lightning_llm.data.cache.cache_root`.
+        fim: Which training documents are rearranged; None for none.
     """
 
     train: Corpus
@@ -66,6 +73,11 @@ class PreparedText:
     val_fraction: float = 0.0
     seed: int = 0
     cache_dir: str | Path | None = None
+    fim: FillInTheMiddle | None = None
+
+    def __post_init__(self) -> None:
+        if self.fim is not None:
+            object.__setattr__(self, "tokenizer_spec", with_sentinels(self.tokenizer_spec))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -101,6 +113,8 @@ class PreparedText:
             corpus = getattr(self, part)
             keys = ("text_field", "errors", "max_documents", "split", "name")
             options[part] = [getattr(corpus, key, None) for key in keys]
+        if self.fim is not None:
+            options["fim"] = asdict(self.fim)
         return options
 
     @cached_property
@@ -113,7 +127,8 @@ class PreparedText:
     @cached_property
     def _pretrained(self) -> PreTrainedTokenizerFast:
         assert self.tokenizer_spec.pretrained is not None
-        return load_tokenizer(self.tokenizer_spec.pretrained)
+        tokenizer = load_tokenizer(self.tokenizer_spec.pretrained)
+        return tokenizer if self.fim is None else mark_sentinels(tokenizer)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -166,6 +181,9 @@ class PreparedText:
         for part in self.parts:  # of a process that was killed before all were complete
             shutil.rmtree(self.path / part, ignore_errors=True)
         stats = SourceStats()
+        arrange = None
+        if self.fim is not None:
+            arrange = partial(self.fim.arrange, sentinels=sentinels_of(tokenizer))
         with ExitStack() as stack:
             writers = {
                 part: stack.enter_context(
@@ -178,7 +196,7 @@ class PreparedText:
                 )
                 for part in self.parts
             }
-            encode_documents(self._documents(stats), tokenizer, writers)
+            encode_documents(self._documents(stats), tokenizer, writers, arrange)
             counts = {
                 part: {"documents": writer.num_documents, "tokens": writer.num_tokens}
                 for part, writer in writers.items()

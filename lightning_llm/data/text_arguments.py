@@ -39,6 +39,9 @@ def check(arguments: Mapping[str, Any]) -> None:
         )
     if not 0.0 <= arguments["val_fraction"] < 1.0:
         problems.append(f"val_fraction={arguments['val_fraction']} must be at least 0 and below 1")
+    for name in ("fim_rate", "fim_spm_rate"):
+        if not 0.0 <= arguments[name] <= 1.0:
+            problems.append(f"{name}={arguments[name]} must be between 0 and 1")
     for name, least in _AT_LEAST.items():
         value = arguments[name]
         if value is not None and value < least:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_llm.data.corpus import Part
+from lightning_llm.data.fill_in_the_middle import FillInTheMiddle
 from lightning_llm.data.loader import TokenLoader, place_of
 from lightning_llm.data.packing import ConcatWindows, PackedDocuments
 from lightning_llm.data.prepare import PreparedText
@@ -66,10 +67,15 @@ class TextDataModule(pl.LightningDataModule):
             ``best_fit``; ``pad`` has nothing to keep apart.
         val_fraction: Share of the training text that validates if no validation data is given: by
             document, or the end of the longest document where documents are few. 0 for none.
+        fim_rate: Share of the training documents that are rearranged so that the model learns to
+            fill in the middle; see `lightning_llm.data.fill_in_the_middle.FillInTheMiddle`. The
+            tokenizer gets ``<|fim_prefix|>``, ``<|fim_middle|>`` and ``<|fim_suffix|>``; a
+            pretrained one must have them, or those of a known code model.
+        fim_spm_rate: Share of these whose suffix comes before the prefix.
         drop_last: Leave out the last, incomplete micro-step of an epoch instead of filling it up
             with rows that have no targets. Our loss is exact with such rows; one that divides by
             the number of targets of a micro-batch may divide by zero where a rank has none left.
-        seed: Of the order of samples and of the validation split.
+        seed: Of the order of samples, the validation split and what ``fim_rate`` draws.
         num_workers: Processes that build batches; 0 is the fastest here.
         strict_resume: Refuse a checkpoint that was trained on other data.
         cache_dir: Folder of prepared data; by default ``$XDG_CACHE_HOME/lightning_llm`` or
@@ -114,6 +120,8 @@ class TextDataModule(pl.LightningDataModule):
         packing: Packing = "concat",
         mask_documents: bool | None = None,
         val_fraction: float = 0.0,
+        fim_rate: float = 0.0,
+        fim_spm_rate: float = 0.5,
         drop_last: bool = False,
         seed: int = 0,
         num_workers: int = 0,
@@ -139,6 +147,7 @@ class TextDataModule(pl.LightningDataModule):
             val_fraction=0.0 if "val" in given else val_fraction,
             seed=seed,
             cache_dir=cache_dir,
+            fim=FillInTheMiddle(fim_rate, fim_spm_rate, seed) if fim_rate > 0 else None,
         )
         self._limit_val_batches: int | float | None = None
         self._stores: dict[Part, TokenStore] = {}

@@ -7,5 +7,14 @@ from lightning_llm.metrics.bleu import CorpusBLEU
 from lightning_llm.metrics.chrf import CorpusCHRF
 from lightning_llm.metrics.perplexity import Perplexity
 from lightning_llm.metrics.qa import ExactMatch, TokenF1
+from lightning_llm.metrics.syntax import SyntaxValidity
 
-__all__ = ["Perplexity", "BitsPerByte", "CorpusBLEU", "CorpusCHRF", "ExactMatch", "TokenF1"]
+__all__ = [
+    "Perplexity",
+    "BitsPerByte",
+    "CorpusBLEU",
+    "CorpusCHRF",
+    "ExactMatch",
+    "TokenF1",
+    "SyntaxValidity",
+]
