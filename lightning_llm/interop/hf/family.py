@@ -28,6 +28,9 @@ NEUTRAL_FIELDS = frozenset(
     }
 )
 
+# Ends every refusal of something of theirs.
+WAY_OUT = "HFCausalLM trains any architecture of transformers"
+
 
 class ExportError(ValueError):
     """A configuration that no supported Hugging Face architecture can express."""
@@ -105,6 +108,6 @@ def expect(hf: Mapping[str, Any], name: str, allowed: Mapping[Any, Any]) -> Any:
         options = ", ".join(repr(option) for option in allowed)
         raise ValueError(
             f"config.json: {name}={value!r} of model_type={hf.get('model_type')!r} has no "
-            f"counterpart here; supported: {options}"
+            f"counterpart here; supported: {options}. {WAY_OUT}"
         )
     return allowed[value]

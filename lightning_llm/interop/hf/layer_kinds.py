@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lightning_llm.interop.hf.family import WAY_OUT
 from lightning_llm.models import TransformerConfig
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -30,7 +31,8 @@ def windows_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(
             f"config.json: layer_types of model_type={hf.get('model_type')!r} has "
-            f"{', '.join(unknown)} without counterpart here; supported: {_FULL}, {_SLIDING}"
+            f"{', '.join(unknown)} without counterpart here; supported: {_FULL}, {_SLIDING}. "
+            f"{WAY_OUT}"
         )
     if hf["sliding_window"] is None or _SLIDING not in kinds:
         return {"sliding_window": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_llm.interop.hf.family import WAY_OUT
 from lightning_llm.models import TransformerConfig
 
 # Per kind of scaling, the keys that transformers reads; others in a file have no effect there.
@@ -49,8 +50,7 @@ def _read(hf: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
     if kind not in _KEYS:
         raise ValueError(
             f"config.json: rope_type={kind!r} of model_type={hf.get('model_type')!r} has no "
-            f"counterpart here; supported: {', '.join(_KEYS)}. HFCausalLM trains any architecture "
-            "of transformers"
+            f"counterpart here; supported: {', '.join(_KEYS)}. {WAY_OUT}"
         )
     scaling = {key: parameters[key] for key in _KEYS[kind] if parameters.get(key) is not None}
     return {
@@ -76,7 +76,8 @@ def partial_rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     if found["rope_scaling"] is not None:
         raise ValueError(
             f"config.json: rope_parameters={hf['rope_parameters']} of model_type="
-            f"{hf.get('model_type')!r} scale the positions, which has no counterpart here"
+            f"{hf.get('model_type')!r} scale the positions, which has no counterpart here. "
+            f"{WAY_OUT}"
         )
     fraction = hf["rope_parameters"].get("partial_rotary_factor", 1.0)
     return {**found, "rotary_fraction": float(fraction)}
@@ -105,6 +106,7 @@ def layered_rope_from_hf(hf: dict[str, Any], *, has_window: bool) -> dict[str, A
     if local["rope_scaling"] is not None:
         raise ValueError(
             f"config.json: rope_parameters={parameters} of model_type={hf.get('model_type')!r} "
-            "scale the positions of layers with a sliding window, which has no counterpart here"
+            "scale the positions of layers with a sliding window, which has no counterpart here. "
+            f"{WAY_OUT}"
         )
     return {**found, "sliding_rope_theta": local["rope_theta"]}

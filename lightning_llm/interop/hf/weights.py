@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_llm.interop.hf.families import FAMILIES
-from lightning_llm.interop.hf.family import NEUTRAL_FIELDS, ExportError, Family
+from lightning_llm.interop.hf.family import NEUTRAL_FIELDS, WAY_OUT, ExportError, Family
 from lightning_llm.models import TransformerConfig
 
 # Buffers that old checkpoints carry and that follow from the configuration.
@@ -182,7 +182,7 @@ def _family_named(hf_config: Mapping[str, Any]) -> Family:
         raise ValueError(
             f"config.json: model_type={model_type!r} (architectures="
             f"{hf_config.get('architectures')}) has no weight table here; "
-            f"supported: {', '.join(FAMILIES)}. HFCausalLM trains any architecture of transformers"
+            f"supported: {', '.join(FAMILIES)}. {WAY_OUT}"
         )
     return FAMILIES[model_type]
 
@@ -209,7 +209,7 @@ def _with_defaults(family: Family, hf_config: Mapping[str, Any]) -> dict[str, An
     if unread:
         raise ValueError(
             f"config.json: {', '.join(unread)} of model_type={family.model_type!r} "
-            f"{'has' if len(unread) == 1 else 'have'} no counterpart here"
+            f"{'has' if len(unread) == 1 else 'have'} no counterpart here. {WAY_OUT}"
         )
     return theirs
 
