@@ -73,6 +73,7 @@ class FillInTheMiddle:
             yield from itertools.chain(head, rest)
             return
         prefix, middle, suffix = text[:start], text[start:stop], text[stop:]
+        parts: list[str | int]
         if spm:
             parts = [sentinels.prefix, sentinels.suffix, suffix, sentinels.middle, prefix, middle]
         else:

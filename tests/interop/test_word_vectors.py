@@ -1,4 +1,4 @@
-"""Pretrained word vectors: three formats, any tokenizer, a start that a resumed run leaves alone."""
+"""Pretrained word vectors: three formats, any tokenizer, a start that a resumed run keeps."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_malformed_files(tmp_path: Path, content: str | bytes, message: str) -> 
 def test_a_damaged_archive(tmp_path: Path) -> None:
     path = write(tmp_path / "vectors.gz", "".join(lines()))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="cut-off .gz file"):
+    with pytest.raises(ValueError, match=r"cut-off \.gz file"):
         read(path)
 
 
@@ -235,7 +235,6 @@ def test_a_run_starts_from_the_vectors_frozen_and_resumes(tmp_path: Path) -> Non
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     again = WordVectors(path, freeze_steps=2)
     _, resumed = run(tmp_path, again, 6, ckpt_path=tmp_path / "model.ckpt")
-    assert again.coverage is None
     assert torch.equal(resumed[0], seen[-1])
     assert not torch.equal(resumed[1], seen[-1])
 

@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 RUNNABLE = sorted(
     path
     for path in RECIPES.rglob("*.yaml")
-    # What needs rows, or a model or a module of somebody else, has tests of its own beside this file.
+    # What needs rows, or somebody else's model or module, has tests of its own beside this file.
     if path.parent.name not in ("hardware", "finetune", "translation", "qa")
     and path.name not in ("debug.yaml", "byo_module.yaml")
 )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
@@ -23,7 +22,8 @@ class WordVectors(Callback):
     Works on what ``get_input_embeddings()`` of the module or its ``model`` returns, else on
     ``model.embedding`` or ``embedding``. What the vectors become is told by
     `lightning_llm.interop.word_vectors.load_word_vectors`; the log says how much of vocabulary and
-    corpus they cover. A resumed run keeps the weights of its checkpoint.
+    corpus they cover. A resumed run reads the file too, before it gets the weights of its
+    checkpoint, which may hold adapters alone.
 
     With a tied head (``tie_embeddings``, the default of our models) the vectors are its weights
     too, and freezing holds both.
@@ -62,9 +62,11 @@ class WordVectors(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Before optimizers and strategies take copies of the weights, where the model exists.
+        # Before checkpoints are loaded and optimizers and strategies take copies of the weights;
+        # unless the model is built later.
         found = _embedding(pl_module, self.embedding)
-        if stage == "fit" and found is not None and not found.weight.is_meta:
+        weight = getattr(found, "weight", None)
+        if stage == "fit" and weight is not None and not weight.is_meta:
             self._start(trainer, pl_module)
 
     @override
