@@ -139,16 +139,24 @@ class CausalLM(LanguageModule):
     # ------------------------------------------------------------------ Hugging Face layout
 
     @classmethod
-    def from_pretrained(cls, path_or_name: str | Path, **options: Any) -> CausalLM:
+    def from_pretrained(
+        cls,
+        path_or_name: str | Path,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        **options: Any,
+    ) -> CausalLM:
         """Load weights, configuration and tokenizer from a Hugging Face directory or name.
 
         Args:
             path_or_name: A directory with ``config.json`` and safetensors, or a hub name.
+            dtype: Of the weights: float32, which training needs also where bfloat16 was stored;
+                None keeps the stored one.
             **options: Passed to the constructor.
         """
         from lightning_llm.interop.hf import load_pretrained
 
-        model, tokenizer = load_pretrained(path_or_name)
+        model, tokenizer = load_pretrained(path_or_name, dtype=dtype)
         # The constructor's own network would only be thrown away: build it without memory.
         with torch.device("meta"):
             module = cls(model.config, **options)
