@@ -73,6 +73,30 @@ def test_translation(tmp_path: Path) -> None:
     assert checkpoint["lightning_llm"]["tokenizer"]["tokenizer.json"]
 
 
+def test_translation_into_chinese_is_scored_by_character(tmp_path: Path) -> None:
+    rows = [f"a bird sings in tree {i}\t第{i}棵树上有只鸟在唱歌。" for i in range(ROWS)]
+    path = tmp_path / "rows.tsv"
+    path.write_text("source\ttarget\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    callback = {
+        "class_path": "lightning_llm.callbacks.BLEUMonitor",
+        "init_args": {"tokenize": "zh", "max_new_tokens": 4},
+    }
+    overlay = tmp_path / "chinese.yaml"
+    overlay.write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
+    arguments = ["fit"]
+    for config in ("translation/multi30k_en_de.yaml", "translation/debug.yaml", overlay):
+        arguments += ["--config", str(RECIPES / config)]
+    for name in ("train", "val"):
+        arguments += [f"--data.init_args.{name}_source=null", f"--data.init_args.{name}_target=null"]
+        arguments += [f"--data.init_args.{name}_files={path}"]
+    arguments += ["--data.init_args.cache_dir", str(tmp_path / "cache")]
+    arguments += ["--trainer.default_root_dir", str(tmp_path / "run")]
+    assert main([*arguments, "--trainer.enable_progress_bar", "false"]) == 0
+    [samples] = (tmp_path / "run").rglob("bleu_samples.jsonl")
+    row = json.loads(samples.read_text(encoding="utf-8").splitlines()[0])
+    assert "唱歌" in row["reference"]
+
+
 def test_chat(tmp_path: Path, model_folder: Path) -> None:
     rows = [
         {
