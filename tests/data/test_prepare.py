@@ -163,7 +163,7 @@ def log(word):
     with open(source.with_name("log"), "a") as stream:
         stream.write(word + "\\n")
 
-def slow_encode(documents, tokenizer, writers):
+def slow_encode(documents, tokenizer, writers, *rest):
     log("encoding")
     if action == "die":
         for writer in writers.values():
@@ -173,7 +173,7 @@ def slow_encode(documents, tokenizer, writers):
     if action == "hang":
         time.sleep(60)
     time.sleep(0.3)
-    encode(documents, tokenizer, writers)
+    encode(documents, tokenizer, writers, *rest)
     log("encoded")
 
 def logged_train(spec, texts):

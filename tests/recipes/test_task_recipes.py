@@ -87,7 +87,7 @@ def test_translation_into_chinese_is_scored_by_character(tmp_path: Path) -> None
     for config in ("translation/multi30k_en_de.yaml", "translation/debug.yaml", overlay):
         arguments += ["--config", str(RECIPES / config)]
     for name in ("train", "val"):
-        arguments += [f"--data.init_args.{name}_source=null", f"--data.init_args.{name}_target=null"]
+        arguments += [f"--data.init_args.{name}_{side}=null" for side in ("source", "target")]
         arguments += [f"--data.init_args.{name}_files={path}"]
     arguments += ["--data.init_args.cache_dir", str(tmp_path / "cache")]
     arguments += ["--trainer.default_root_dir", str(tmp_path / "run")]
