@@ -102,7 +102,9 @@ def _chunks(text: str, size: int) -> Iterator[str]:
     yield text[start:] if start else text
 
 
-def _batches(documents: Labelled, cut: bool, arrange: Arrange | None) -> Iterator[list[_Item]]:
+def _batches(
+    documents: Labelled, cut: bool, arrange: Arrange | None = None
+) -> Iterator[list[_Item]]:
     limit = _BATCH_CHARACTERS_PER_CORE * min(16, os.cpu_count() or 1)
     batch: list[_Item] = []
     size = 0
