@@ -62,7 +62,8 @@ TIERS = {
     "optim": tier(),
     "generation": tier("models"),
     "metrics": tier(libraries="torchmetrics", lazy="sacrebleu"),
-    "callbacks": tier("metrics", "lightning torchmetrics"),
+    "reporting": tier(),
+    "callbacks": tier("metrics reporting", "lightning torchmetrics"),
     "plugins": tier(libraries="lightning"),
     "strategies": tier("models plugins", "lightning"),
     # Lightning in the datamodules alone: see test_datasets_work_without_lightning.

@@ -10,6 +10,7 @@ from lightning_llm.callbacks.hf_export import HFExport
 from lightning_llm.callbacks.perplexity_monitor import PerplexityMonitor
 from lightning_llm.callbacks.preemption import Preemption
 from lightning_llm.callbacks.random_state import RandomState
+from lightning_llm.callbacks.run_report import RunReport
 from lightning_llm.callbacks.sample_text import SampleText
 from lightning_llm.callbacks.save_at_end import SaveAtEnd
 from lightning_llm.callbacks.speed_monitor import SpeedMonitor
@@ -34,4 +35,5 @@ __all__ = [
     "GarbageCollection",
     "TokenProgressBar",
     "StartupBanner",
+    "RunReport",
 ]

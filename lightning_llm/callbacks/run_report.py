@@ -1,0 +1,72 @@
+"""A page of pictures of the run, beside its log."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from typing_extensions import override
+
+from lightning_llm._version import __version__
+from lightning_llm.reporting import read_run, render_report
+
+
+class RunReport(Callback):
+    """Writes ``environment.json`` at the start and ``report.html`` at the end of ``fit``.
+
+    Both go to the directory of the trainer's ``CSVLogger``, whose ``metrics.csv`` the page is drawn
+    from; without one, the callback warns and does nothing. Rank zero writes. A page that cannot be
+    written is only warned of. ``lightning-llm report RUN_DIR`` draws the same page at any time.
+    """
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        directory = _directory(trainer)
+        if directory is None:
+            rank_zero_warn("RunReport draws from CSVLogger's metrics.csv: add CSVLogger to logger=")
+            return
+        device = trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        facts = {
+            "devices": f"{trainer.world_size} x {name}",
+            "precision": str(trainer.precision),
+            "strategy": type(trainer.strategy).__name__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "lightning": lightning.__version__,
+            "lightning_llm": __version__,
+        }
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(facts, indent=2) + "\n"
+            (directory / "environment.json").write_text(text, encoding="utf-8")
+        except OSError as error:
+            rank_zero_warn(f"RunReport cannot write to {directory}: {error}")
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        directory = _directory(trainer) if trainer.is_global_zero else None
+        if directory is None:
+            return
+        for logger in trainer.loggers:
+            logger.save()  # the rows since the last flush
+        try:
+            page = render_report([read_run(directory)])
+            (directory / "report.html").write_text(page, encoding="utf-8")
+        except (OSError, ValueError) as error:
+            rank_zero_warn(f"RunReport wrote no page: {error}")
+            return
+        rank_zero_info(f"Report: {directory / 'report.html'}")
+
+
+def _directory(trainer: Trainer) -> Path | None:
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    return Path(loggers[0].log_dir) if loggers else None
