@@ -21,6 +21,7 @@ TRAINING_COMMANDS = {
     "doctor": "run a few steps of the recipe and report what slows them down or is wrong",
 }
 CHECKPOINT_COMMANDS = {
+    "report": "draw a page of pictures from the logs of one or several runs",
     "generate": "continue prompts with a trained model",
     "export": "write a checkpoint in the Hugging Face layout",
 }
@@ -64,6 +65,10 @@ def _run(command: str, rest: list[str]) -> int:
         from lightning_llm.cli.generate import run_generate
 
         return run_generate(rest)
+    if command == "report":
+        from lightning_llm.cli.report import run_report
+
+        return run_report(rest)
     if command == "export":
         from lightning_llm.cli.export import run_export
 
