@@ -76,14 +76,14 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from ``low`` to ``high``: steps of 1, 2 or 5 times a power of ten."""
+    """Round numbers around ``low`` to ``high``: steps of 1, 2 or 5 times a power of ten."""
     if high <= low:
         return [low]
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
-    first, last = math.ceil(low / step), math.floor(high / step)
-    return [index * step for index in range(first, last + 1)] or [low, high]
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [index * step for index in range(first, last + 1)]
 
 
 def _number(value: float) -> str:
