@@ -7,7 +7,7 @@ from html import escape
 from typing import NamedTuple
 
 _WIDTH, _HEIGHT = 560, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 12, 40
 _MOST_POINTS = 600  # about one per pixel
 
 
