@@ -82,8 +82,9 @@ TIERS = {
         lazy="transformers datasets tokenizers safetensors peft huggingface_hub",
     ),
     "diagnostics": tier("callbacks strategies", "lightning"),
+    "planning": tier("models losses callbacks plugins strategies", "lightning"),
     "cli": tier(
-        f"{ALL_BUT_CLI} diagnostics steps language module",
+        f"{ALL_BUT_CLI} diagnostics planning reporting steps language module",
         "numpy lightning yaml",
         lazy="omegaconf jsonargparse transformers safetensors",
     ),

@@ -18,6 +18,7 @@ TRAINING_COMMANDS = {
     "test": "evaluate a checkpoint on the test files",
     "predict": "write the log-likelihood of each row of the data to a file",
     "prepare": "train the tokenizer and write the token store, nothing else",
+    "plan": "say what the recipe will need in memory, time and traffic; trains nothing",
     "doctor": "run a few steps of the recipe and report what slows them down or is wrong",
 }
 CHECKPOINT_COMMANDS = {
@@ -57,6 +58,10 @@ def _run(command: str, rest: list[str]) -> int:
         from lightning_llm.cli.doctor import run_doctor
 
         return run_doctor(rest)
+    if command == "plan":
+        from lightning_llm.cli.plan import run_plan
+
+        return run_plan(rest)
     if command in TRAINING_COMMANDS:
         from lightning_llm.cli.training import run_training
 

@@ -76,7 +76,7 @@ class RecipeCLI(LightningCLI):
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=None if command == "doctor" else SaveConfigCallback,
+            save_config_callback=None if command in ("doctor", "plan") else SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             # Lightning's own default, which it takes back, with a warning, once max_steps is set.
             trainer_defaults={"max_epochs": 1000},
@@ -110,6 +110,9 @@ class RecipeCLI(LightningCLI):
             return
         if self.command == "doctor":
             _add_doctor_options(add)
+            return
+        if self.command == "plan":
+            _add_plan_options(add)
             return
         add("--ckpt_path", type=str | None, default=None, help="Checkpoint to load, or 'last'.")
         self.command_options = ["ckpt_path"]
@@ -162,6 +165,14 @@ def _add_doctor_options(add: Callable[..., Any]) -> None:
         default=True,
         help="On a CPU, run the steps again with the settings of glibc's allocator.",
     )
+
+
+def _add_plan_options(add: Callable[..., Any]) -> None:
+    report: Any = Literal["text", "json"]
+    add("--format", type=report, default="text", help="Of the report on standard output.")
+    add("--world_size", type=int | None, default=None, help="Ranks; those of the recipe if not.")
+    add("--device", type=str, default="h100", help="Short name of the device of every rank.")
+    add("--tokens", type=int | None, default=None, help="Of the run, where the recipe has none.")
 
 
 def _vocab_size(data: Any) -> int | None:

@@ -1,0 +1,110 @@
+"""The collectives of one optimizer step, as the strategies issue them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_llm.planning.run import Run
+from lightning_llm.planning.shards import Unit
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Equal calls of one kind in one step.
+
+    Attributes:
+        operation: ``"all_gather"``, ``"reduce_scatter"`` or ``"all_reduce"``.
+        over: ``"shards"`` (ranks that hold one copy), ``"replicas"`` or ``"all"``.
+        ranks: That take part.
+        calls: Per step.
+        bytes: Of one rank over all calls: of the larger of what goes in and what comes out.
+        overlaps: Whether the device computes meanwhile.
+    """
+
+    operation: str
+    over: str
+    ranks: int
+    calls: int
+    bytes: int
+    overlaps: bool = True
+
+
+def plan_communication(run: Run, units: list[Unit], optimizer: Any) -> list[Collective]:
+    """The collectives of a step, of size above zero and with more than one rank."""
+    kind = run.parallelism.kind
+    if kind == "single" or run.world_size == 1:
+        return []
+    planned = _ddp(run, units) if kind == "ddp" else [*_fsdp2(run, units)]
+    if kind == "fsdp2":
+        planned += _matrices(run, units, optimizer)
+        if run.clips_gradients:
+            planned += _norm(run)
+    # The number of target tokens, by which gradients are divided.
+    planned.append(Collective("all_reduce", "all", run.world_size, 1, 8, overlaps=False))
+    return [each for each in planned if each.bytes and each.ranks > 1]
+
+
+def bytes_by_operation(collectives: list[Collective]) -> dict[str, int]:
+    """Bytes of one rank in one step."""
+    names = ("all_gather", "reduce_scatter", "all_reduce")
+    return {name: sum(c.bytes for c in collectives if c.operation == name) for name in names}
+
+
+def _ddp(run: Run, units: list[Unit]) -> list[Collective]:
+    """All gradients, in buckets of 25 MiB, after the last micro-batch."""
+    trainable = {name for name, p in run.module.named_parameters() if p.requires_grad}
+    elements = sum(w.whole for unit in units for w in unit.weights if w.name in trainable)
+    size = elements * run.reduce_dtype.itemsize
+    calls = max(1, round(size / (25 * 2**20)))
+    return [Collective("all_reduce", "all", run.world_size, calls, size)]
+
+
+def _fsdp2(run: Run, units: list[Unit]) -> Iterator[Collective]:
+    parallelism, micro_batches = run.parallelism, run.accumulate_grad_batches
+    shards, replicas = parallelism.shards, parallelism.replicas
+    *blocks, rest = units
+    width, reduced = run.param_dtype.itemsize, run.reduce_dtype.itemsize
+    in_blocks = sum(unit.local for unit in blocks) * shards
+    in_rest = rest.local * shards
+
+    def gather(elements: int, calls: int, overlaps: bool, ranks: int = shards) -> Collective:
+        calls, size = calls * micro_batches, elements * width * micro_batches
+        return Collective("all_gather", "shards", ranks, calls, size, overlaps)
+
+    yield gather(in_rest, 1, overlaps=False)
+    yield gather(in_blocks, len(blocks), overlaps=True)
+    again = parallelism.reshard_after_forward
+    if again is True:
+        yield gather(in_blocks, len(blocks), overlaps=True)
+    elif again is not False:  # spread over so many ranks of a machine
+        yield gather(in_blocks, len(blocks), overlaps=True, ranks=again)
+
+    reductions = micro_batches if parallelism.reduce_every_micro_batch else 1
+    for elements, calls, overlaps in ((in_blocks, len(blocks), True), (in_rest, 1, False)):
+        size = elements * reduced * reductions
+        calls *= reductions
+        yield Collective("reduce_scatter", "shards", shards, calls, size, overlaps)
+        share = size // shards
+        yield Collective("all_reduce", "replicas", replicas, calls, share, overlaps)
+
+
+def _matrices(run: Run, units: list[Unit], optimizer: Any) -> list[Collective]:
+    """Muon gathers what it orthogonalizes."""
+    matrices = {
+        id(parameter)
+        for group in optimizer.param_groups
+        if group.get("use_muon")
+        for parameter in group["params"]
+    }
+    names = {name for name, p in run.module.named_parameters() if id(p) in matrices}
+    weights = [w for unit in units for w in unit.weights if w.name in names]
+    shards = run.parallelism.shards
+    size = sum(weight.local for weight in weights) * shards * run.numerics.states.itemsize
+    return [Collective("all_gather", "shards", shards, len(weights), size, overlaps=False)]
+
+
+def _norm(run: Run) -> list[Collective]:
+    """The gradient norm: one number over the shards."""
+    return [Collective("all_reduce", "shards", run.parallelism.shards, 1, 4, overlaps=False)]
