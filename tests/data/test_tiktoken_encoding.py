@@ -157,7 +157,7 @@ def test_other_ids_on_the_users_text_are_noticed(monkeypatch: Any, caplog: Any) 
 
 
 def test_stores_are_the_same_to_the_byte(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
-    lines = [json.dumps({"text": text}) for text in corpus() * 400]  # several batches
+    lines = [json.dumps({"text": text}) for text in corpus() * 80]  # several batches
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
 
     def prepared(cache: str) -> bytes:
@@ -173,4 +173,4 @@ def test_stores_are_the_same_to_the_byte(tmp_path: Path, monkeypatch: Any, caplo
     assert "encoding with tiktoken: same ids" in caplog.text
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     assert prepared("slow") == fast
-    assert len(np.frombuffer(fast, np.uint16)) > 1_000_000
+    assert len(np.frombuffer(fast, np.uint16)) > 500_000

@@ -15,6 +15,8 @@ from lightning_llm.callbacks import RandomState
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
+    # Four workers on a machine with two cores.
+    pytest.mark.filterwarnings("ignore:.*worker processes in total.*"),
 ]
 BATCHES = ROWS // 2
 
