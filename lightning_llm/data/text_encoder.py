@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 # Shares of a batch for each thread: more of them even out what the texts cost.
 _SHARES_PER_THREAD = 4
+# Characters of a text below which one call for each costs more than tiktoken saves.
+_SHORT = 200
 
 
 class TextEncoder:
@@ -70,7 +72,7 @@ class TextEncoder:
         if self._sample is not None:
             self._decide(*self._sample)
             self._sample = None
-        if self._fast is not None:
+        if self._fast is not None and sum(map(len, texts)) >= _SHORT * len(texts):
             return self._by_tiktoken(self._fast, texts)
         ids = encode_texts(self.tokenizer, texts)
         if not self._decided:
