@@ -94,26 +94,22 @@ class TensorParallel:
 
     def _to_sequence(self, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """From whole hidden states (B, T, D) to this rank's part of the sequence."""
-        hidden = inputs[0]
+        hidden, ranks = inputs[0], self.mesh.size()
+        if hidden.shape[1] % ranks:
+            raise ValueError(
+                f"tensor_parallel_size={ranks} splits sequences, but a batch has "
+                f"{hidden.shape[1]} tokens in a row; make seq_len a multiple of {ranks}, or pad "
+                f"rows to one"
+            )
         if not isinstance(hidden, DTensor):
             hidden = DTensor.from_local(hidden, self.mesh, [Replicate()], run_check=False)
-        length, ranks = hidden.shape[1], self.mesh.size()
-        if length % ranks:
-            raise ValueError(
-                f"tensor_parallel_size={ranks} splits sequences, but a batch has {length} tokens "
-                f"in a row; make seq_len a multiple of {ranks}, or pad rows to one"
-            )
         return (hidden.redistribute(placements=[Shard(1)]).to_local(), *inputs[1:])
 
 
 def find_problems(config: TransformerConfig, ranks: int) -> list[str]:
     """What of an architecture cannot be split over ``ranks``, each with the remedy."""
     problems = []
-    divided = {
-        "n_kv_heads": config.n_kv_heads,
-        "hidden_dim": config.hidden_dim,
-        "vocab_size": config.vocab_size,
-    }
+    divided = {"n_kv_heads": config.n_kv_heads, "hidden_dim": config.hidden_dim}
     for name, value in divided.items():
         assert value is not None
         if value % ranks:

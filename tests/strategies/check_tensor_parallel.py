@@ -14,10 +14,12 @@ from fsdp2_runs import fit
 from lightning_llm import CausalLM
 from lightning_llm.callbacks import FiniteGuard, PerplexityMonitor, SampleText
 from lightning_llm.generation import generate
-from lightning_llm.plugins import AtomicCheckpointIO, BF16MixedPrecision
+from lightning_llm.optim import Muon
+from lightning_llm.plugins import AtomicCheckpointIO, BF16MixedPrecision, Float8Precision
 from lightning_llm.strategies import DDPStrategy, FSDP2Strategy
 
-CONFIG = replace(ODD, vocab_size=64, n_heads=4, dim=32, n_kv_heads=2, qk_norm=True)
+# An odd number of token ids: ranks hold unlike numbers of rows.
+CONFIG = replace(ODD, n_heads=4, dim=32, n_kv_heads=2, qk_norm=True)
 
 
 def grouped() -> CausalLM:
@@ -41,6 +43,10 @@ def untied() -> CausalLM:
 def parallel_residual() -> CausalLM:
     config = replace(CONFIG, parallel_residual=True, shared_norm=True, attention_softcap=4.0)
     return CausalLM(config)
+
+
+def with_muon() -> CausalLM:
+    return CausalLM(CONFIG, optimizer=partial(Muon, lr=1e-2))
 
 
 def same_prompts(module: Any, prompts: list[str]) -> list[str]:
@@ -96,6 +102,8 @@ def four_ranks(directory: Path) -> dict[str, Any]:
     return {
         "grouped": fit(grouped, devices=4, strategy=mesh(), save=directory / "mesh.ckpt"),
         "untied": fit(untied, devices=4, strategy=mesh(), accumulate_grad_batches=2),
+        "muon": fit(with_muon, devices=4, strategy=mesh()),
+        "float8": fit(grouped, devices=4, strategy=mesh(), plugins=[Float8Precision(min_dim=16)]),
         "from two": fit(
             grouped,
             seed=9,

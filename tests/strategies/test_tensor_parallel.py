@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import check_tensor_parallel as check
 import pytest
 import torch
 from fsdp2_runs import fit, spawn
+from strategy_models import Foreign
 from torch.testing import assert_close
 
+from lightning_llm.losses import linear_cross_entropy
 from lightning_llm.models import TransformerConfig
 from lightning_llm.plugins import AtomicCheckpointIO
 from lightning_llm.strategies import FSDP2Strategy
-from lightning_llm.strategies.tensor_parallel import find_problems
+from lightning_llm.strategies.tensor_parallel import TensorParallel, find_problems
 
 distributed = pytest.mark.distributed
+TWO_RANKS: Any = SimpleNamespace(size=lambda: 2)
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of torch.distributed and Lightning
 
 
@@ -35,6 +39,7 @@ def single(directory: Path) -> dict[str, Any]:
         "untied": fit(check.untied),
         "untied, accumulated": fit(check.untied, accumulate_grad_batches=2),
         "parallel": fit(check.parallel_residual),
+        "muon": fit(check.with_muon),
     }
 
 
@@ -93,13 +98,20 @@ def test_two_groups_of_two_train_like_one(
 
 
 @distributed
+@pytest.mark.parametrize(
+    ("run", "reference"), [("bf16", "grouped"), ("float8", "grouped"), ("muon", "muon")]
+)
 def test_rounded_arithmetic_stays_close(
-    single: dict[str, Any], ranks: list[dict[str, Any]]
+    single: dict[str, Any],
+    ranks: list[dict[str, Any]],
+    mesh: list[dict[str, Any]],
+    run: str,
+    reference: str,
 ) -> None:
-    wanted, start = single["grouped"]["weights"], single["grouped"]["start"]["weights"]
-    for rank in ranks:
+    wanted, start = single[reference]["weights"], single[reference]["start"]["weights"]
+    for rank in ranks if run == "bf16" else mesh:
         for name, value in wanted.items():
-            found = rank["bf16"]["weights"][name]
+            found = rank[run]["weights"][name]
             assert found.dtype == torch.float32
             assert (found - value).norm() < 0.4 * (value - start[name]).norm(), name
 
@@ -136,7 +148,6 @@ def test_checkpoints_cross_layouts_exactly(
     ("changed", "message"),
     [
         ({"n_kv_heads": 1}, "n_kv_heads=1 is no multiple of 2; use n_kv_heads=2"),
-        ({"vocab_size": 61}, "vocab_size=61 is no multiple of 2; use vocab_size=62"),
         ({"hidden_dim": 33}, "hidden_dim=33 is no multiple of 2"),
         ({"n_experts": 4}, "n_experts=4 cannot be split"),
         ({"positions": "alibi"}, "positions='alibi' cannot be split"),
@@ -153,6 +164,24 @@ def test_what_cannot_be_split_is_named(changed: dict[str, Any], message: str) ->
 
 def test_whole_layers_can_be_split() -> None:
     assert find_problems(check.CONFIG, 2) == []
+
+
+def test_module_of_others_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Foreign has \['embedding.weight', .*shards any module"):
+        TensorParallel(Foreign(), TWO_RANKS)
+
+
+def test_sequences_must_divide() -> None:
+    split = TensorParallel(check.grouped(), TWO_RANKS)
+    with pytest.raises(ValueError, match="15 tokens in a row; make seq_len a multiple of 2"):
+        split._to_sequence(torch.nn.Identity(), (torch.zeros(1, 15, 32),))
+
+
+def test_other_backends_of_the_loss_are_refused() -> None:
+    head: Any = torch.zeros(8, 4)
+    head.device_mesh = TWO_RANKS
+    with pytest.raises(ValueError, match="backend='torch' takes no head whose rows are spread"):
+        linear_cross_entropy(torch.zeros(3, 4), head, torch.tensor([1, 2, 3]), backend="torch")
 
 
 def test_size_must_be_positive() -> None:
