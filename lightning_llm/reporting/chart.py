@@ -24,8 +24,9 @@ def line_chart(title: str, x_label: str, lines: list[Line]) -> str:
     """An ``<svg>`` of ``lines``, of which at least one has points."""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))
-    x0, x1 = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1])
+    x0, x1 = min(xs), max(xs)  # a run fills the width, wherever the round numbers are
+    x_ticks = [tick for tick in _ticks(x0, x1) if x0 <= tick <= x1]
+    y_ticks = _ticks(min(ys), max(ys))
     y0, y1 = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -33,6 +33,7 @@ figure { margin: 0; } svg { width: 100%; height: auto; }
 svg text { font-size: 11px; fill: var(--ink); } .x { text-anchor: middle; } .y { text-anchor: end; }
 .grid { stroke: var(--soft); } .line { fill: none; stroke-width: 1.6; }
 .dashed { stroke-dasharray: 6 3; }
+.runs { list-style: none; padding: 0; }
 .key { display: inline-block; width: 1em; height: 1em; border-radius: 3px; vertical-align: -2px; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--soft); padding: .6rem;
   border-radius: 6px; }
@@ -54,7 +55,7 @@ def render_report(runs: Sequence[Run]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>Training report</title>'
         f"<style>{_STYLE}{colours}</style></head><body>\n<h1>Training report</h1>\n"
-        f"<ul>{legend}</ul>\n<div class='charts'>\n{body}\n</div>\n"
+        f"<ul class='runs'>{legend}</ul>\n<div class='charts'>\n{body}\n</div>\n"
         + "\n".join(_texts(run) for run in runs)
         + "\n</body></html>\n"
     )
