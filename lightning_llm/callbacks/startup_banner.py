@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_llm.callbacks._batch import field
 from lightning_llm.callbacks._console import short_number
+from lightning_llm.callbacks._parameter_table import parameter_lines
 from lightning_llm.callbacks._run_length import total_steps
 
 
@@ -63,6 +65,7 @@ def describe_run(trainer: Trainer, pl_module: LightningModule, batch: Any) -> st
     lines = [
         f"{type(pl_module).__name__}: {short_number(total)} parameters{frozen} "
         f"on {trainer.world_size} x {name}",
+        *(parameter_lines(pl_module) if _wants_summary(trainer) else []),
         "  ".join(facts),
         _step_and_run(trainer, batch),
     ]
@@ -76,6 +79,11 @@ def _parameters(module: torch.nn.Module) -> tuple[int, int]:
     """All parameters and those that are trained; sharded ones count in full."""
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+
+
+def _wants_summary(trainer: Trainer) -> bool:
+    """Whether ``enable_model_summary`` is on, which adds Lightning's own callback."""
+    return any(isinstance(callback, ModelSummary) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def _step_and_run(trainer: Trainer, batch: Any) -> str:

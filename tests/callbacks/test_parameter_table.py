@@ -1,0 +1,40 @@
+"""The parts of a model add up to the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from foreign import Bigram, loader, make_rows, trainer
+
+from lightning_llm.callbacks import StartupBanner
+from lightning_llm.callbacks._parameter_table import parameter_rows
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = torch.nn.Linear(4, 12)
+        self.mlp = torch.nn.Linear(4, 16)
+
+
+class Deep(Bigram):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Block() for _ in range(3))
+        self.tied = torch.nn.Linear(13, 13, bias=False)
+        self.tied.weight = self.table.weight
+
+
+def test_rows_sum_to_the_parameters() -> None:
+    module = Deep()
+    rows = parameter_rows(module)
+    assert rows == {"table": 169, "blocks x 3: attention": 180, "blocks x 3: mlp": 240}
+    assert sum(rows.values()) == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("summary", [True, False])
+def test_shown_unless_the_summary_is_off(summary: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trainer(callbacks=[StartupBanner()], enable_model_summary=summary)
+    run.fit(Bigram(), loader(make_rows(2)))
+    assert ("100.0%" in capsys.readouterr().err) is summary
