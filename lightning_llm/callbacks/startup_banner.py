@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_llm.callbacks._batch import field
 from lightning_llm.callbacks._console import short_number
+from lightning_llm.callbacks._flops import find_token_flops
 from lightning_llm.callbacks._parameter_table import parameter_lines
 from lightning_llm.callbacks._run_length import total_steps
 
@@ -101,6 +102,9 @@ def _step_and_run(trainer: Trainer, batch: Any) -> str:
     factors += [f"{replicas} ranks"] if replicas > 1 else []
     if steps is not None:
         run += f", {short_number(steps * per_step)} tokens"
+    flops = find_token_flops(None, trainer.lightning_module)
+    if flops is not None:
+        run += f"  FLOPs per token: {short_number(flops.at(length)[0])}"
     return f"step: {per_step:,} tokens ({', '.join(factors)})  run: {run}"
 
 

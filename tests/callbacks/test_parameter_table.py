@@ -38,3 +38,14 @@ def test_shown_unless_the_summary_is_off(summary: bool, capsys: pytest.CaptureFi
     run = trainer(callbacks=[StartupBanner()], enable_model_summary=summary)
     run.fit(Bigram(), loader(make_rows(2)))
     assert ("100.0%" in capsys.readouterr().err) is summary
+
+
+def test_flops_per_token_are_told_where_they_are_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Counted(Bigram):
+        def flops_per_token(self, seq_len: int) -> int:
+            return 1000 * seq_len
+
+    trainer(callbacks=[StartupBanner()]).fit(Counted(), loader(make_rows(2)))
+    assert "FLOPs per token: 6.00k" in capsys.readouterr().err
