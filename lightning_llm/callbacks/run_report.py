@@ -14,7 +14,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_llm._version import __version__
-from lightning_llm.reporting import read_run, render_report
 
 
 class RunReport(Callback):
@@ -56,6 +55,9 @@ class RunReport(Callback):
         directory = _directory(trainer) if trainer.is_global_zero else None
         if directory is None:
             return
+        # Not before it is needed: the callbacks alone stay light.
+        from lightning_llm.reporting import read_run, render_report
+
         for logger in trainer.loggers:
             logger.save()  # the rows since the last flush
         try:

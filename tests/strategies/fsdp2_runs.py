@@ -166,6 +166,8 @@ def _rank(rank: int, ranks: int, port: int, directory: Path, main: Callable[...,
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
     }
+    # Of an earlier test: Lightning would seed with it once more, after the module is built.
+    os.environ.pop("PL_GLOBAL_SEED", None)
     torch.set_num_threads(1)
     torch.save(main(directory), directory / f"{rank}.pt")
     torch.distributed.destroy_process_group()
