@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import lightning.pytorch as pl
-import numpy as np
-import numpy.typing as npt
 
 from lightning_llm.data.corpus import Part
 from lightning_llm.data.fill_in_the_middle import FillInTheMiddle
-from lightning_llm.data.loader import TokenLoader, place_of
 from lightning_llm.data.packing import ConcatWindows, PackedDocuments
 from lightning_llm.data.prepare import PreparedText
+from lightning_llm.data.prepared_datamodule import PreparedDataModule
 from lightning_llm.data.sources import DecodeErrors
 from lightning_llm.data.store import TokenStore
-from lightning_llm.data.text_arguments import Packing, check, corpora, plain, tokenizer_spec
-from lightning_llm.data.tokenizer import TokenizerSpec, token_byte_lengths, vocabulary_size
+from lightning_llm.data.text_arguments import Packing, check, corpora, tokenizer_spec
+from lightning_llm.data.tokenizer import TokenizerSpec
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-_LOG = logging.getLogger(__name__)
 _DEFAULT_TOKENIZER = TokenizerSpec()
 
 
-class TextDataModule(pl.LightningDataModule):
+class TextDataModule(PreparedDataModule):
     """Train a language model on text.
 
     Text is encoded once into memory-mapped stores, kept in the cache under its content: a run with
@@ -128,148 +114,31 @@ class TextDataModule(pl.LightningDataModule):
         strict_resume: bool = True,
         cache_dir: str | Path | None = None,
     ) -> None:
-        super().__init__()
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         check(arguments)
-        spec = tokenizer_spec(tokenizer)
-        # Plain data only: a checkpoint then loads with weights_only=True.
-        self.save_hyperparameters(plain({**arguments, "tokenizer": asdict(spec)}))
-        self.seq_len, self.micro_batch_size = seq_len, micro_batch_size
-        self.val_micro_batch_size = val_micro_batch_size or micro_batch_size
-        self.packing = packing
-        self.mask_documents = packing == "best_fit" if mask_documents is None else mask_documents
-        self.drop_last, self.seed = drop_last, seed
-        self.num_workers, self.strict_resume = num_workers, strict_resume
         given = corpora(arguments)
-        self._prepared = PreparedText(
+        prepared = PreparedText(
             **given,
-            tokenizer_spec=spec,
+            tokenizer_spec=tokenizer_spec(tokenizer),
             val_fraction=0.0 if "val" in given else val_fraction,
             seed=seed,
             cache_dir=cache_dir,
             fim=FillInTheMiddle(fim_rate, fim_spm_rate, seed) if fim_rate > 0 else None,
         )
-        self._limit_val_batches: int | float | None = None
-        self._stores: dict[Part, TokenStore] = {}
-        self._rows: dict[Part, ConcatWindows | PackedDocuments] = {}
+        super().__init__(arguments, prepared)
+        self.packing = packing
+        self.mask_documents = packing == "best_fit" if mask_documents is None else mask_documents
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer; it is trained or loaded when first asked for, by one process of a run."""
-        return self._prepared.tokenizer
+    def _open(self) -> dict[Part, TokenStore]:
+        assert isinstance(self._prepared, PreparedText)
+        return self._prepared.prepare()
 
-    @cached_property
-    def vocab_size(self) -> int:
-        """Number of token ids, special ones included: the rows an embedding needs."""
-        return vocabulary_size(self.tokenizer)
-
-    @cached_property
-    def token_byte_lengths(self) -> npt.NDArray[np.int64] | None:
-        """UTF-8 bytes of text that each id stands for (V,); None where that is unknowable."""
-        return token_byte_lengths(self.tokenizer)
-
-    @property
-    def train_store(self) -> TokenStore | None:
-        return self._stores.get("train")
-
-    @property
-    def val_store(self) -> TokenStore | None:
-        return self._stores.get("val")
-
-    @property
-    def test_store(self) -> TokenStore | None:
-        return self._stores.get("test")
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the training rows and their order: content, packing and seed."""
-        content = {**self._rows_of("train").fingerprint, "seed": self.seed}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def prepare_data(self) -> None:
-        """Train the tokenizer and write the stores, if they are not in the cache."""
-        self._prepared.prepare()
-
-    def setup(self, stage: str | None = None) -> None:
-        """Open the stores.
-
-        Raises:
-            ValueError: The stage is ``"validate"`` and there is no validation data.
-        """
-        if not self._stores:
-            self._stores = self._prepared.prepare()
-        if self.val_store is not None:
-            return
-        if stage == "validate":
-            raise ValueError("no validation data: give val_files, val_split or a val_fraction.")
-        if stage == "fit" and self.trainer is not None:
-            # Says that nothing validates; of a loader without batches Lightning would warn.
-            self._limit_val_batches = self.trainer.limit_val_batches
-            self.trainer.limit_val_batches = 0
-
-    def teardown(self, stage: str | None = None) -> None:
-        """Leave the trainer as it was."""
-        if self._limit_val_batches is not None and self.trainer is not None:
-            self.trainer.limit_val_batches = self._limit_val_batches
-            self._limit_val_batches = None
-
-    def train_dataloader(self) -> TokenLoader:
-        """Return this rank's shuffled training batches."""
-        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader("train", self.micro_batch_size, shuffle=not overfit)
-
-    def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """Return this rank's validation batches; an empty list without validation data."""
-        self.setup()
-        return self._loader("val", self.val_micro_batch_size) if self.val_store else []
-
-    def test_dataloader(self) -> TokenLoader:
-        """Return this rank's test batches.
-
-        Raises:
-            ValueError: There is no test data.
-        """
-        self.setup()
-        if self.test_store is None:
-            raise ValueError("no test data: give test_files, or test_split of the dataset.")
-        return self._loader("test", self.val_micro_batch_size)
-
-    def predict_dataloader(self) -> TokenLoader:
-        """Return this rank's batches of the test data, or of the validation data without it.
-
-        Raises:
-            ValueError: There is neither.
-        """
-        self.setup()
-        if self.test_store is None and self.val_store is None:
-            raise ValueError("nothing to predict: give test_files, val_files or a val_fraction.")
-        return self._loader("test" if self.test_store else "val", self.val_micro_batch_size)
-
-    def _rows_of(self, part: Part) -> ConcatWindows | PackedDocuments:
-        if part not in self._rows:
-            self.setup()
-            rows = self._rows[part] = self._pack(self._stores[part])
-            _LOG.info("%s: %d rows, %.2f %% filled", part, len(rows), 100 * rows.fill_fraction)
-        return self._rows[part]
-
-    def _pack(self, store: TokenStore) -> ConcatWindows | PackedDocuments:
-        pad_id = self.tokenizer.pad_token_id
+    def _pack(self, part: Part) -> ConcatWindows | PackedDocuments:
+        store, pad_id = self._stores[part], self.tokenizer.pad_token_id
         if self.packing == "concat":
             return ConcatWindows(
                 store, self.seq_len, mask_documents=self.mask_documents, pad_id=pad_id
             )
         return PackedDocuments(
             store, self.seq_len, one_per_row=self.packing == "pad", pad_id=pad_id
-        )
-
-    def _loader(self, part: Part, micro_batch_size: int, shuffle: bool = False) -> TokenLoader:
-        return TokenLoader(
-            self._rows_of(part),
-            micro_batch_size=micro_batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            drop_last=self.drop_last and part == "train",
-            num_workers=self.num_workers,
-            strict_resume=self.strict_resume,
-            **place_of(self.trainer),
         )

@@ -81,6 +81,9 @@ class TranslationDataModule(ExampleDataModule):
         FileNotFoundError: A path or pattern stands for no file.
     """
 
+    give_val = "val_source and val_target, val_files or val_split"
+    give_test = "test_source and test_target, test_files or test_split"
+
     def __init__(
         self,
         *,

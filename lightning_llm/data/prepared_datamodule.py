@@ -1,0 +1,193 @@
+"""What all datamodules share: prepared once, opened, packed, ordered and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+
+from lightning_llm.data.corpus import Part
+from lightning_llm.data.loader import TokenLoader, place_of
+from lightning_llm.data.packing import ConcatWindows, PackedDocuments
+from lightning_llm.data.prepare import PreparedText
+from lightning_llm.data.prepare_examples import PreparedExamples
+from lightning_llm.data.store import TokenStore
+from lightning_llm.data.text_arguments import plain
+from lightning_llm.data.tokenizer import token_byte_lengths, vocabulary_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_LOG = logging.getLogger(__name__)
+
+
+class PreparedDataModule(pl.LightningDataModule):
+    """Token stores in a cache, and loaders over them.
+
+    A subclass says how stores are opened and how one of them becomes rows.
+
+    Args:
+        arguments: Of the subclass, by name, checked; among them ``seq_len``,
+            ``micro_batch_size``, ``val_micro_batch_size``, ``drop_last``, ``seed``,
+            ``num_workers`` and ``strict_resume``.
+        prepared: Makes the tokenizer and the stores, or finds them in the cache.
+
+    Attributes:
+        give_val: Arguments that bring validation data, for messages.
+        give_test: Arguments that bring test data.
+    """
+
+    give_val = "val_files or val_split"
+    give_test = "test_files or test_split"
+
+    def __init__(
+        self, arguments: Mapping[str, Any], prepared: PreparedText | PreparedExamples
+    ) -> None:
+        super().__init__()
+        # Plain data only: a checkpoint then loads with weights_only=True.
+        spec = asdict(prepared.tokenizer_spec)
+        self.save_hyperparameters(plain({**arguments, "tokenizer": spec}))
+        self.seq_len: int = arguments["seq_len"]
+        self.micro_batch_size: int = arguments["micro_batch_size"]
+        self.val_micro_batch_size: int = arguments["val_micro_batch_size"] or self.micro_batch_size
+        self.drop_last: bool = arguments["drop_last"]
+        self.seed: int = arguments["seed"]
+        self.num_workers: int = arguments["num_workers"]
+        self.strict_resume: bool = arguments["strict_resume"]
+        self._prepared = prepared
+        self._limit_val_batches: int | float | None = None
+        self._stores: dict[Part, TokenStore] = {}
+        self._rows: dict[Part, ConcatWindows | PackedDocuments] = {}
+
+    @abstractmethod
+    def _open(self) -> dict[Part, TokenStore]:
+        """Prepare what is not prepared yet, and open the stores."""
+
+    @abstractmethod
+    def _pack(self, part: Part) -> ConcatWindows | PackedDocuments:
+        """Return the rows of a part whose store is open."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer; it is trained or loaded when first asked for, by one process of a run."""
+        return self._prepared.tokenizer
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Number of token ids, special ones included: the rows an embedding needs."""
+        return vocabulary_size(self.tokenizer)
+
+    @cached_property
+    def token_byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        """UTF-8 bytes of text that each id stands for (V,); None where that is unknowable."""
+        return token_byte_lengths(self.tokenizer)
+
+    @property
+    def train_store(self) -> TokenStore | None:
+        """Token ids of the training part, after ``setup``."""
+        return self._stores.get("train")
+
+    @property
+    def val_store(self) -> TokenStore | None:
+        """Token ids of the validation part; None without any."""
+        return self._stores.get("val")
+
+    @property
+    def test_store(self) -> TokenStore | None:
+        """Token ids of the test part; None without any."""
+        return self._stores.get("test")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the training rows and their order: content, packing and seed."""
+        content = {**self._rows_of("train").fingerprint, "seed": self.seed}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer and write the stores, if they are not in the cache."""
+        self._prepared.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the stores.
+
+        Raises:
+            ValueError: The stage is ``"validate"`` and there is no validation data.
+        """
+        if not self._stores:
+            self._stores = self._open()
+        if self.val_store is not None:
+            return
+        if stage == "validate":
+            raise ValueError(f"no validation data: give {self.give_val}, or a val_fraction.")
+        if stage == "fit" and self.trainer is not None:
+            # Says that nothing validates; of a loader without batches Lightning would warn.
+            self._limit_val_batches = self.trainer.limit_val_batches
+            self.trainer.limit_val_batches = 0
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Leave the trainer as it was."""
+        if self._limit_val_batches is not None and self.trainer is not None:
+            self.trainer.limit_val_batches = self._limit_val_batches
+            self._limit_val_batches = None
+
+    def train_dataloader(self) -> TokenLoader:
+        """Return this rank's shuffled training batches."""
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
+        return self._loader("train", self.micro_batch_size, shuffle=not overfit)
+
+    def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
+        """Return this rank's validation batches; an empty list without validation data."""
+        self.setup()
+        return self._loader("val", self.val_micro_batch_size) if self.val_store else []
+
+    def test_dataloader(self) -> TokenLoader:
+        """Return this rank's test batches.
+
+        Raises:
+            ValueError: There is no test data.
+        """
+        self.setup()
+        if self.test_store is None:
+            raise ValueError(f"no test data: give {self.give_test}.")
+        return self._loader("test", self.val_micro_batch_size)
+
+    def predict_dataloader(self) -> TokenLoader:
+        """Return this rank's batches of the test data, or of the validation data without it.
+
+        Raises:
+            ValueError: There is neither.
+        """
+        self.setup()
+        if self.test_store is None and self.val_store is None:
+            raise ValueError(
+                f"nothing to predict: give {self.give_test}, {self.give_val}, or a val_fraction."
+            )
+        return self._loader("test" if self.test_store else "val", self.val_micro_batch_size)
+
+    def _rows_of(self, part: Part) -> ConcatWindows | PackedDocuments:
+        if part not in self._rows:
+            self.setup()
+            rows = self._rows[part] = self._pack(part)
+            _LOG.info("%s: %d rows, %.2f %% filled", part, len(rows), 100 * rows.fill_fraction)
+        return self._rows[part]
+
+    def _loader(self, part: Part, micro_batch_size: int, shuffle: bool = False) -> TokenLoader:
+        return TokenLoader(
+            self._rows_of(part),
+            micro_batch_size=micro_batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            drop_last=self.drop_last and part == "train",
+            num_workers=self.num_workers,
+            strict_resume=self.strict_resume,
+            **place_of(self.trainer),
+        )
