@@ -100,7 +100,7 @@ def test_scores_on_two_ranks_are_those_of_one(tmp_path: Path) -> None:
     data = module(tmp_path)
     lm = model(data)
     scores: list[Any] = []
-    for options in ({}, {"devices": 2, "strategy": "ddp_fork"}):
+    for options in ({}, {"devices": 2, "strategy": "ddp_spawn"}):
         monitors = [BLEUMonitor("zh", generate_fn=guess), PerplexityMonitor()]
         run = trainer(tmp_path, callbacks=monitors, **options)
         scores += run.validate(lm, module(tmp_path), verbose=False)
