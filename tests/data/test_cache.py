@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from lightning_llm.data import cache
+from lightning_llm import TextDataModule
+from lightning_llm.data import TokenizerSpec, cache
 
 
 def test_the_default_place(monkeypatch, tmp_path):
@@ -77,3 +79,27 @@ def test_memory_that_is_damaged_or_not_writable_does_no_harm(old_file, tmp_path)
     assert cache.remembered_fingerprint([old_file], old_file / "no", lambda: "c") == "c"
     gone = [tmp_path / "gone"]
     assert cache.remembered_fingerprint(gone, tmp_path / "c", lambda: "d") == "d"
+
+
+def test_a_damaged_cache_says_what_to_delete(tmp_path):
+    (tmp_path / "a.txt").write_text("some text to read " * 200)
+
+    def build():
+        data = TextDataModule(
+            train_files=[str(tmp_path / "a.txt")],
+            tokenizer=TokenizerSpec("byte"),
+            seq_len=16,
+            micro_batch_size=2,
+            cache_dir=str(tmp_path / "cache"),
+        )
+        data.prepare_data()
+        data.setup("fit")
+        return data.train_store.path
+
+    path = Path(build())
+    file = path / "tokens.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"truncated.*delete the folder {path.parent}"):
+        build()
+    shutil.rmtree(path.parent)
+    assert build() == path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -375,27 +374,3 @@ def test_two_processes_under_ddp_see_each_sample_once_in_the_same_order(books, t
     assert set(rows.values()) <= {2, 4, 6}  # twice each; some lines of the books are equal
     epochs = np.array_split(np.array(seen["train", 1], dtype=object), 2)
     assert epochs[0].tolist() != epochs[1].tolist()
-
-
-def test_a_damaged_cache_says_what_to_delete(tmp_path):
-    (tmp_path / "a.txt").write_text("some text to read " * 200)
-
-    def build():
-        data = TextDataModule(
-            train_files=[str(tmp_path / "a.txt")],
-            tokenizer=TokenizerSpec("byte"),
-            seq_len=16,
-            micro_batch_size=2,
-            cache_dir=str(tmp_path / "cache"),
-        )
-        data.prepare_data()
-        data.setup("fit")
-        return data.train_store.path
-
-    path = Path(build())
-    file = path / "tokens.bin"
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"truncated.*delete the folder {path.parent}"):
-        build()
-    shutil.rmtree(path.parent)
-    assert build() == path
