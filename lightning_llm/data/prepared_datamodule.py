@@ -39,7 +39,8 @@ class PreparedDataModule(pl.LightningDataModule):
         arguments: Of the subclass, by name, checked; among them ``seq_len``,
             ``micro_batch_size``, ``val_micro_batch_size``, ``drop_last``, ``seed``,
             ``num_workers`` and ``strict_resume``.
-        prepared: Makes the tokenizer and the stores, or finds them in the cache.
+        prepared: Makes the tokenizer and the stores, or finds them in the cache. None where a
+            subclass has both already and defines ``tokenizer`` and ``prepare_data`` itself.
 
     Attributes:
         give_val: Arguments that bring validation data, for messages.
@@ -50,12 +51,16 @@ class PreparedDataModule(pl.LightningDataModule):
     give_test = "test_files or test_split"
 
     def __init__(
-        self, arguments: Mapping[str, Any], prepared: PreparedText | PreparedExamples
+        self,
+        arguments: Mapping[str, Any],
+        prepared: PreparedText | PreparedExamples | None,
     ) -> None:
         super().__init__()
         # Plain data only: a checkpoint then loads with weights_only=True.
-        spec = asdict(prepared.tokenizer_spec)
-        self.save_hyperparameters(plain({**arguments, "tokenizer": spec}))
+        if prepared is not None:
+            self._prepared = prepared
+            arguments = {**arguments, "tokenizer": asdict(prepared.tokenizer_spec)}
+        self.save_hyperparameters(plain(arguments))
         self.seq_len: int = arguments["seq_len"]
         self.micro_batch_size: int = arguments["micro_batch_size"]
         self.val_micro_batch_size: int = arguments["val_micro_batch_size"] or self.micro_batch_size
@@ -63,7 +68,6 @@ class PreparedDataModule(pl.LightningDataModule):
         self.seed: int = arguments["seed"]
         self.num_workers: int = arguments["num_workers"]
         self.strict_resume: bool = arguments["strict_resume"]
-        self._prepared = prepared
         self._limit_val_batches: int | float | None = None
         self._stores: dict[Part, TokenStore] = {}
         self._rows: dict[Part, ConcatWindows | PackedDocuments] = {}

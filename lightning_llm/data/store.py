@@ -184,6 +184,11 @@ def _locate(path: Path) -> tuple[Path, Path, Path]:
     # Prefixes may hold dots ("corpus.v1"), so the suffix is added, never replaced.
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
     idx = Path(f"{prefix}.idx")
+    if not idx.is_file() and path.suffix == ".bin" and path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no {idx.name} beside it. If it holds bare ids, as nanoGPT writes them, open "
+            "it with RawTokenStore, or train on it with TokenDataModule."
+        )
     if not idx.is_file():
         raise FileNotFoundError(f"{path}: neither a token store folder nor the prefix of {idx}.")
     return Path(f"{prefix}.bin"), idx, Path(os.devnull)
