@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_llm.interop.hf.export import check_export, save_pretrained
 from lightning_llm.interop.hf.family import ExportError
 from lightning_llm.interop.hf.load import Pretrained, load_pretrained
+from lightning_llm.interop.hf.token_datasets import dataset_to_store, store_to_dataset
 from lightning_llm.interop.hf.tokenizer import pack_tokenizer, unpack_tokenizer
 from lightning_llm.interop.hf.weights import (
     from_hf_config,
@@ -25,4 +26,6 @@ __all__ = [
     "from_hf_config",
     "to_hf_state_dict",
     "from_hf_state_dict",
+    "store_to_dataset",
+    "dataset_to_store",
 ]
