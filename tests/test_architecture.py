@@ -79,7 +79,7 @@ TIERS = {
         "models losses optim metrics generation data steps language module",
         "numpy lightning tqdm",
         lazy_parts="strategies",
-        lazy="transformers datasets tokenizers safetensors peft huggingface_hub",
+        lazy="transformers datasets tokenizers safetensors peft huggingface_hub pyarrow",
     ),
     "diagnostics": tier("callbacks strategies", "lightning"),
     "planning": tier("models losses callbacks plugins strategies", "lightning"),
