@@ -17,7 +17,7 @@ from lightning_llm.losses.softmax_rows import LossTerms, loss_rows_
 
 # Bytes of the logits of one chunk, at least and at most. A GPU wants a few thousand tokens per
 # matrix product; a CPU is at full speed from one or two hundred.
-_CHUNK_BYTES = {"cpu": (12 * 2**20, 32 * 2**20)}
+_CHUNK_BYTES = {"cpu": (24 * 2**20, 32 * 2**20)}
 _CHUNK_BYTES_ACCELERATOR = (2**30, 2**30)
 _MIN_CHUNK = {"cpu": 128}
 _MIN_CHUNK_ACCELERATOR = 2048

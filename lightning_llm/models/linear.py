@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,15 +28,58 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """``nn.Embedding`` with weights of a chosen standard deviation."""
+    """``nn.Embedding`` with weights of a chosen standard deviation.
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, init_std: float) -> None:
+    Args:
+        num_embeddings: Rows.
+        embedding_dim: Their width.
+        init_std: Of new weights.
+        tied: The output head uses the same table. Its gradient is whole anyway, and that of the
+            rows looked up is added to it: on a CPU that saves a table of zeros each step, and
+            going through it twice.
+    """
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, init_std: float, tied: bool = False
+    ) -> None:
         self.init_std = init_std
+        self.tied = tied
         super().__init__(num_embeddings, embedding_dim)
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
         nn.init.normal_(self.weight, std=self.init_std)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Looks up rows (..., D) of ids (...)."""
+        if not (self.tied and _adds_rows(self.weight)):
+            return super().forward(input)
+        if not hasattr(self.weight, "stays_dense"):
+            hook = self.weight.register_post_accumulate_grad_hook(_make_dense)
+            self.weight.stays_dense = hook  # type: ignore[attr-defined]
+        return F.embedding(input, self.weight, sparse=True)
+
+
+def _adds_rows(weight: Tensor) -> bool:
+    """Where autograd adds a sparse gradient of rows onto a dense one in place.
+
+    Not in 16 bits, where many small addends would vanish one by one; not in code that is traced
+    or transformed, whose tensors know no sparse ones.
+    """
+    return (
+        type(weight) is nn.Parameter
+        and weight.requires_grad
+        and weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.float64)
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _make_dense(weight: Tensor) -> None:
+    """No optimizer need know of sparse gradients: without the head's, the rows' is made dense."""
+    if weight.grad is not None and weight.grad.is_sparse:
+        weight.grad = weight.grad.to_dense()
 
 
 def project(hidden: Tensor, weight: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ class Transformer(nn.Module):
 
     def _build(self, config: TransformerConfig) -> None:
         std = config.init_std
-        self.embedding = Embedding(config.vocab_size, config.dim, init_std=std)
+        self.embedding = Embedding(
+            config.vocab_size, config.dim, init_std=std, tied=config.tie_embeddings
+        )
         self.position_embedding: Embedding | None = None
         if config.positions == "learned":
             self.position_embedding = Embedding(config.max_seq_len, config.dim, init_std=std)

@@ -58,8 +58,9 @@ def test_later_tokens_change_nothing_before_them(model: Transformer) -> None:
     changed = ids.clone()
     changed[:, 6] = (ids[:, 6] + 1) % BASE["vocab_size"]
     before, after = model(ids), model(changed)
-    assert torch.equal(before[:, :6], after[:, :6])
-    assert not torch.allclose(before[:, 6:], after[:, 6:])
+    # Not bit for bit: experts get other numbers of tokens, and products sum in another order.
+    torch.testing.assert_close(before[:, :6], after[:, :6], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(before[:, 6:], after[:, 6:], rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
