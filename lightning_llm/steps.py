@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -83,6 +84,7 @@ class TokenLossModule(L.LightningModule):
         self._train_nll, self._train_tokens = LazySum(), LazySum()  # since the last log point
         self._grad_norm: Tensor | None = None
         self._seen_step = 0
+        self._frees_gradients = False
         self._eval_sums: dict[int, Tensor] = {}
 
     @override
@@ -167,9 +169,24 @@ class TokenLossModule(L.LightningModule):
             gradients = [p.grad for p in parameters if p.grad is not None]
             self._grad_norm = torch.nn.utils.get_total_norm(gradients)
 
+    @override
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then free the gradients, so that no forward pass needs room beside them.
+
+        Lightning keeps them until the next backward pass begins; so does this where a callback
+        or the module looks at them there (``on_before_zero_grad``).
+        """
+        super().optimizer_step(*args, **kwargs)
+        if self._frees_gradients:
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
+
     def on_fit_start(self) -> None:
         """Start every fit with fresh counters."""
         idle(self.trainer)
+        guests = [(self, L.LightningModule)]
+        guests += [(callback, L.Callback) for callback in self.trainer.callbacks]  # type: ignore
+        self._frees_gradients = not any(is_overridden("on_before_zero_grad", *g) for g in guests)
         self._run_length_known = False
         self._window_tokens.clear()
         self._train_nll.clear()

@@ -139,6 +139,9 @@ def test_clipping_and_logged_norm_match_torch(tmp_path: Any) -> None:
             grads = [p.grad for p in module.parameters()]
             seen.append(float(torch.stack([g.norm() for g in grads]).norm()))
 
+        def on_before_zero_grad(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            """Its presence keeps the gradients until then."""
+
     run = trainer(gradient_clip_val=0.1, callbacks=[After()])
     run.fit(module, DataLoader(rows, batch_size=4))
     true = reference_gradient(module.model, rows)

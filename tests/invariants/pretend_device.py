@@ -30,6 +30,11 @@ METHODS = {
 }
 
 
+def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """What has memory: a sparse tensor's indices and values."""
+    return (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,)
+
+
 class PretendDevice:
     """Which storages lie on the device, and who read them: ``reads`` is emptied by the test."""
 
@@ -40,8 +45,8 @@ class PretendDevice:
     def put(self, tensors: Iterable[Any]) -> None:
         """Declare that these lie on the device."""
         for tensor in tensors:
-            if isinstance(tensor, Tensor):
-                reference = StorageWeakRef(tensor.untyped_storage())
+            for part in _dense_parts(tensor) if isinstance(tensor, Tensor) else ():
+                reference = StorageWeakRef(part.untyped_storage())
                 self._storages[reference.cdata] = reference
 
     def holds(self, values: Any) -> bool:
@@ -51,8 +56,8 @@ class PretendDevice:
         )
 
     def _lies_here(self, tensor: Tensor) -> bool:
-        reference = self._storages.get(tensor.untyped_storage()._cdata)
-        return reference is not None and not reference.expired()
+        found = (self._storages.get(p.untyped_storage()._cdata) for p in _dense_parts(tensor))
+        return any(reference is not None and not reference.expired() for reference in found)
 
     def read(self, what: str) -> None:
         """Note who did it."""
