@@ -28,7 +28,7 @@ CONTENDERS = {
     "ours": Contender(
         "benchmarks.contenders.ours:run",
         "lightning_llm in Lightning's Trainer, progress bar and logger on",
-        ("compile", "fused", "whole_logits", "lightning_bf16", "master"),
+        ("compile", "fused", "whole_logits", "lightning_bf16", "master", "kept_gradients"),
     ),
     "hf": Contender(
         "benchmarks.contenders.hf_loop:run", "Hugging Face model, bare loop", ("compile",)
@@ -58,7 +58,7 @@ SETS = {
     # As a user gets them: our recipes compile and take torch's fused AdamW, as the Hugging Face
     # Trainer does by default; plain Lightning's user writes AdamW.
     "shipped": "ours+compile+fused,hf_trainer+fused,lightning_hf",
-    "ablation": "ours,ours+whole_logits,ours+lightning_bf16,ours+compile",
+    "ablation": "ours,ours+whole_logits,ours+lightning_bf16,ours+kept_gradients,ours+compile",
 }
 
 

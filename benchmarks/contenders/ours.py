@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import lightning.pytorch as L
 import torch
 from torch import Tensor
 
@@ -16,6 +17,13 @@ from lightning_llm import CausalLM
 from lightning_llm.losses import linear_cross_entropy_reference
 from lightning_llm.models import TransformerConfig
 from lightning_llm.steps import targets_of
+
+
+class KeptGradients(L.Callback):
+    """Has the hook for whose sake gradients are kept."""
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Look at nothing."""
 
 
 class WholeLogitsLM(CausalLM):
@@ -37,10 +45,11 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
     """Train.
 
     Extras: ``compile`` (the blocks), ``whole_logits`` (no chunked loss), ``lightning_bf16``
-    (Lightning's own plugin for bf16-mixed), ``master`` (with bf16-true: float32 masters).
+    (Lightning's own plugin for bf16-mixed), ``master`` (with bf16-true: float32 masters),
+    ``kept_gradients`` (until the next backward pass, as Lightning keeps them).
     """
     settings = TrainOptions(**options)
-    settings.refuse_unknown("compile", "whole_logits", "lightning_bf16", "master")
+    settings.refuse_unknown("compile", "whole_logits", "lightning_bf16", "master", "kept_gradients")
     fit(
         build_module(settings),
         settings,
@@ -63,6 +72,8 @@ def build_module(options: TrainOptions) -> CausalLM:
 def trainer_arguments(options: TrainOptions) -> dict[str, Any]:
     """Strategy and precision."""
     arguments: dict[str, Any] = {}
+    if "kept_gradients" in options.extras:
+        arguments["callbacks"] = [KeptGradients()]
     if "compile" in options.extras:
         from lightning_llm.strategies import SingleDeviceStrategy
 

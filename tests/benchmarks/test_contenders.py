@@ -77,7 +77,9 @@ def test_losses_are_those_of_a_plain_loop(
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("label", ["ours", "ours+lightning_bf16", "ours+master", "hf"])
+@pytest.mark.parametrize(
+    "label", ["ours", "ours+lightning_bf16", "ours+kept_gradients", "ours+master", "hf"]
+)
 def test_bfloat16_stays_near(
     label: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
