@@ -50,14 +50,14 @@ def test_the_code_of_a_page_runs(page: Path, folder_with_books: Path) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
 def test_the_commands_of_a_page_exist(page: Path) -> None:
-    from lightning_llm.cli import CHECKPOINT_COMMANDS, TRAINING_COMMANDS
+    from lightning_llm.cli import COMMANDS
 
     for _, block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if not words or words[0] != "lightning-llm":
                 continue
-            assert words[1] in {**TRAINING_COMMANDS, **CHECKPOINT_COMMANDS}, line
+            assert words[1] in COMMANDS, line
             for flag, value in pairwise(words):
                 if flag == "--config":
                     assert (ROOT / value).is_file(), f"{line}: no {value}"

@@ -26,6 +26,11 @@ CHECKPOINT_COMMANDS = {
     "generate": "continue prompts with a trained model",
     "export": "write a checkpoint in the Hugging Face layout",
 }
+OTHER_COMMANDS = {
+    "recipes": "list the recipes that come with the package, or write one to standard output",
+    "completion": "write a script that completes commands and keys in bash or zsh",
+}
+COMMANDS = {**TRAINING_COMMANDS, **CHECKPOINT_COMMANDS, **OTHER_COMMANDS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,18 +83,24 @@ def _run(command: str, rest: list[str]) -> int:
         from lightning_llm.cli.export import run_export
 
         return run_export(rest)
+    if command == "recipes":
+        from lightning_llm.cli.shipped_recipes import run_recipes
+
+        return run_recipes(rest)
+    if command == "completion":
+        from lightning_llm.cli.completion import run_completion
+
+        return run_completion(rest)
     from difflib import get_close_matches
 
-    known = [*TRAINING_COMMANDS, *CHECKPOINT_COMMANDS]
-    close = get_close_matches(command, known, n=1)
+    close = get_close_matches(command, COMMANDS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     sys.stderr.write(f"lightning-llm: error: unknown command {command!r}{hint}\n\n{_usage()}")
     return 2
 
 
 def _usage() -> str:
-    commands = {**TRAINING_COMMANDS, **CHECKPOINT_COMMANDS}
-    lines = [f"  {name:<10} {text}" for name, text in commands.items()]
+    lines = [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
     return (
         "usage: lightning-llm COMMAND [options]      (lightning-llm COMMAND --help)\n\n"
         + "\n".join(lines)

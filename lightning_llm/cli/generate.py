@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from lightning_llm.cli.checkpoint import load_trained
+from lightning_llm.cli.parse_errors import command_parser
 
 
-def run_generate(arguments: Sequence[str]) -> int:
-    """Write one completion per prompt to standard output, everything else to standard error."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="lightning-llm generate", description="Continue prompts with a trained model."
-    )
+def generate_parser() -> Any:
+    """Return the parser of the command."""
+    parser = command_parser("generate", "Continue prompts with a trained model.")
     add = parser.add_argument
     add("--checkpoint", required=True, help="A .ckpt file, or a Hugging Face model directory.")
     add("--prompt", action="append", required=True, help="Text to continue; may be repeated.")
@@ -31,7 +29,12 @@ def run_generate(arguments: Sequence[str]) -> int:
     add("--stop", type=list[str] | None, default=None, help="Strings that end a completion.")
     add("--seed", type=int | None, default=None)
     add("--device", type=str | None, default=None, help="cpu, cuda, cuda:1; default: cuda if any.")
-    options = parser.parse_args(list(arguments))
+    return parser
+
+
+def run_generate(arguments: Sequence[str]) -> int:
+    """Write one completion per prompt to standard output, everything else to standard error."""
+    options = generate_parser().parse_args(list(arguments))
     module = load_trained(options.checkpoint, device=options.device)
     if module.tokenizer is None:
         raise ValueError(

@@ -87,6 +87,8 @@ def _named_vocabulary(data: dict[str, Any]) -> int | None:
     size = get("vocab_size") if callable(get) else None
     if size is None:
         size = getattr(tokenizer, "vocab_size", None)
+    if size is None:
+        size = data.get("vocab_size")
     return None if size is None else int(size)
 
 

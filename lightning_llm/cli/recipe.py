@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import sysconfig
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
-from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-# What a recipe may name without being asked. A class path outside is refused before its module
-# is imported: importing runs code.
-ALLOWED_IMPORTS = ("lightning_llm", "lightning", "torch", "torchmetrics", "transformers")
+from lightning_llm.cli.parse_errors import ALLOWED_IMPORTS, ShortErrors
 
 
 def register_resolvers() -> None:
@@ -78,51 +73,5 @@ def split_allow_import(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, others
 
 
-class RecipeParser(LightningArgumentParser):
-    """A parser whose errors are short, with the closest known key."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Write the message and a suggestion to standard error, and exit with status 2."""
-        message = _innermost_problem(message).replace(
-            "Add the import path to import_path_allowlist in set_parsing_settings to allow it.",
-            "If you trust it, allow it with --allow_import PACKAGE.",
-        )
-        sys.stderr.write(f"{self.prog}: error: {message}{self._suggestion(message)}\n")
-        raise SystemExit(2)
-
-    def _suggestion(self, message: str) -> str:
-        known = _known_keys(self)
-        leaves = {key.rpartition(".")[2]: key for key in known}
-        for word in message.replace("=", " ").split():
-            leaf = word.strip("'\"`.,:()[]").removeprefix("--").rpartition(".")[2]
-            if len(leaf) < 3 or leaf in leaves:
-                continue
-            close = get_close_matches(leaf, leaves, n=1, cutoff=0.8)
-            if close:
-                return f"\ndid you mean {leaves[close[0]]!r}?"
-        return ""
-
-
-def _innermost_problem(message: str) -> str:
-    """Cut jsonargparse's report on every alternative of a type down to the one that was meant."""
-    lines = message.splitlines()
-    start = next((i for i, line in enumerate(lines) if "Problem with given class_path" in line), -1)
-    if start < 0:
-        return message
-    indent = len(lines[start]) - len(lines[start].lstrip())
-    kept = [lines[start].strip(" -").replace("Problem with given class_path", "class_path")]
-    for line in lines[start + 1 :]:
-        if len(line) - len(line.lstrip()) <= indent:
-            break
-        kept.append("  " + line.strip())
-    return "\n".join(kept)
-
-
-def _known_keys(parser: LightningArgumentParser) -> list[str]:
-    from dataclasses import fields
-
-    from lightning_llm.models import TransformerConfig
-
-    keys = [action.dest for action in parser._actions if action.dest]
-    config: list[Any] = list(fields(TransformerConfig))
-    return keys + [f"model.init_args.config.{field.name}" for field in config]
+class RecipeParser(ShortErrors, LightningArgumentParser):
+    """The parser of a recipe."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from lightning_llm.reporting import read_run, render_report
 
 
-def run_report(arguments: list[str]) -> int:
-    """Write one HTML page of one or several runs."""
+def report_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(
         prog="lightning-llm report",
         description="Write one self-contained HTML page of one or several runs.",
@@ -21,7 +21,12 @@ def run_report(arguments: list[str]) -> int:
     parser.add_argument(
         "--output", type=Path, default=None, help="default: report.html in the first RUN_DIR"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run_report(arguments: list[str]) -> int:
+    """Write one HTML page of one or several runs."""
+    options = report_parser().parse_args(arguments)
     runs = [read_run(directory) for directory in options.run_dirs]
     output = options.output or options.run_dirs[0] / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)

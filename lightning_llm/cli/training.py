@@ -14,6 +14,7 @@ import lightning.pytorch as L
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 import lightning_llm.strategies  # noqa: F401  # makes `strategy: fsdp2` known
+from lightning_llm.cli import TRAINING_COMMANDS
 from lightning_llm.cli.recipe import (
     RecipeParser,
     register_resolvers,
@@ -27,6 +28,7 @@ from lightning_llm.cli.safeguards import (
     missing_progress_bar,
     save_atomically,
 )
+from lightning_llm.cli.shipped_recipes import use_shipped
 
 
 def run_training(command: str, arguments: list[str]) -> int:
@@ -55,7 +57,7 @@ def prepare_parsing(arguments: list[str]) -> list[str]:
     """Set up how recipes are read, and take ``--allow_import`` out of the arguments."""
     register_resolvers()
     install_guard()
-    allowed, arguments = split_allow_import(arguments)
+    allowed, arguments = split_allow_import(use_shipped(arguments))
     restrict_imports(allowed)
     # The current folder is where a user's own module lies, as with `python -m`.
     if allowed and "" not in sys.path:
@@ -85,7 +87,10 @@ class RecipeCLI(LightningCLI):
             parser_kwargs={
                 "parser_mode": "omegaconf+",
                 "prog": f"lightning-llm {command}",
-                "description": f"lightning-llm {command}: see the recipes for examples.",
+                "description": f"{TRAINING_COMMANDS[command]}. Keys of the usual model and data: "
+                "--model.help lightning_llm.CausalLM, --data.help lightning_llm.TextDataModule. "
+                "--allow_import PACKAGE lets a recipe name classes of your own package. Recipes: "
+                "lightning-llm recipes.",
             },
             args=arguments,
             run=False,
@@ -154,6 +159,22 @@ class RecipeCLI(LightningCLI):
         """Leave the recipe alone: hyperparameters in a checkpoint never override it."""
 
 
+class _ParserOnly(RecipeCLI):
+    """Builds the parser and nothing else."""
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse nothing, and set no seed."""
+        self.config = {"seed_everything": False}
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+
+def recipe_parser(command: str) -> Any:
+    """Return the parser of a command that takes a recipe."""
+    return _ParserOnly(command, []).parser
+
+
 def _add_doctor_options(add: Callable[..., Any]) -> None:
     report: Any = Literal["text", "json"]
     add("--format", type=report, default="text", help="Of the report on standard output.")
@@ -189,7 +210,9 @@ def _prepare(cli: RecipeCLI) -> int:
             continue
         if cli.config["verify"]:
             store.verify()
-        checked = ", checksums right" if cli.config["verify"] else ""
+        # Only a store of ours has checksums.
+        checked = ", checksums right" if store.meta else ", ids within the vocabulary"
+        checked = checked if cli.config["verify"] else ""
         size = f"{len(store):,} documents, {store.num_tokens:,} tokens{checked}"
         sys.stderr.write(f"{name}: {size}: {store.path}\n")
     sys.stderr.write(f"vocabulary: {data.vocab_size:,} ids\n")

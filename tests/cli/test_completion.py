@@ -1,0 +1,77 @@
+"""Completion in a shell: the script is run, and asked as the shell asks it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lightning_llm.cli.training  # noqa: F401  # its log handler keeps the stderr it finds
+from lightning_llm.cli import main
+
+ASK = """
+source "$1"; shift
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+_lightning_llm
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from lightning_llm.cli.completion import completion_script
+
+    path = tmp_path_factory.mktemp("completion") / "completion.sh"
+    path.write_text(completion_script("bash"))
+    return path
+
+
+def ask(script: Path, *words: str) -> list[str]:
+    command = ["bash", "-c", ASK, "bash", str(script), "lightning-llm", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["f"], ["fit"]),
+        (["fit", "--trainer.max_s"], ["--trainer.max_steps"]),
+        (["fit", "--model.init_args.config.n_l"], ["--model.init_args.config.n_layers"]),
+        (
+            ["prepare", "--data.init_args.tokenizer.v"],
+            ["--data.init_args.tokenizer.vocab_size"],
+        ),
+        (["fit", "--resume", ""], ["auto", "must", "never"]),
+        (["fit", "--trainer.precision", "bf16-"], ["bf16-true", "bf16-mixed"]),
+        (["fit", "--trainer.strategy", "fsdp2"], ["fsdp2"]),
+        (["validate", "--res"], []),
+        (["plan", "--form"], ["--format"]),
+        (["generate", "--ch"], ["--checkpoint"]),
+        (["report", "--run"], []),
+        (["recipes", "quick"], ["quickstart"]),
+        (["completion", ""], ["bash", "zsh"]),
+        (["fit", "--config", ""], []),  # the shell completes names of files
+    ],
+)
+def test_bash_completes(script: Path, words: list[str], expected: list[str]) -> None:
+    assert ask(script, *words) == expected
+
+
+def test_zsh_takes_the_same_script(capsys: Any, script: Path) -> None:
+    assert main(["completion", "zsh"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == [
+        "autoload -U +X compinit && compinit",
+        "autoload -U +X bashcompinit && bashcompinit",
+    ]
+    assert lines[3:] == script.read_text().splitlines()[1:]
+
+
+def test_another_shell_is_refused(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["completion", "fish"])
+    assert "bash" in capsys.readouterr().err
