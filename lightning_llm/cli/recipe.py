@@ -9,6 +9,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_llm.cli.parse_errors import ALLOWED_IMPORTS, ShortErrors
 
+# What earlier commands of this process allowed: jsonargparse's settings only ever grow.
+_ALLOWED_BEFORE: set[str] = set()
+
 
 def register_resolvers() -> None:
     """Make the resolvers of the recipes available.
@@ -40,7 +43,7 @@ def _fast_precision() -> str:
 
 
 def restrict_imports(extra: Sequence[str]) -> None:
-    """Allow class paths of known packages and of those the user names.
+    """Allow class paths of known packages and of those the user names, and no others.
 
     Args:
         extra: Packages or modules given with ``--allow_import``.
@@ -50,9 +53,11 @@ def restrict_imports(extra: Sequence[str]) -> None:
     for name in extra:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"--allow_import {name!r} is not a module path such as my_package")
-    set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=[*ALLOWED_IMPORTS, *extra]
-    )
+    allowed = [*ALLOWED_IMPORTS, *extra]
+    prefixes = tuple(f"{name}." for name in allowed)
+    withdrawn = [name for name in _ALLOWED_BEFORE if not f"{name}.".startswith(prefixes)]
+    _ALLOWED_BEFORE.update(extra)
+    set_parsing_settings(import_path_denylist=["*", *withdrawn], import_path_allowlist=allowed)
 
 
 def split_allow_import(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

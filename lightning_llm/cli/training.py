@@ -25,8 +25,10 @@ from lightning_llm.cli.recipe_text import install_guard
 from lightning_llm.cli.resume import Resume, checkpoint_to_resume
 from lightning_llm.cli.safeguards import (
     missing_callbacks,
+    missing_logger,
     missing_progress_bar,
     save_atomically,
+    silence_advice,
 )
 from lightning_llm.cli.shipped_recipes import use_shipped
 
@@ -151,6 +153,8 @@ class RecipeCLI(LightningCLI):
         if self.command in ("fit", "doctor"):
             callbacks = [*callbacks, *missing_callbacks(given)]
         callbacks += missing_progress_bar(given, config.get("enable_progress_bar"))
+        config["logger"] = missing_logger(config) or config.get("logger")
+        silence_advice()
         trainer = super()._instantiate_trainer(config, callbacks)
         save_atomically(trainer)
         return trainer
