@@ -1,12 +1,15 @@
-"""What a user installs: version, console script, pins, and the commands that the README names."""
+"""What a user installs: version, console script, pins, wheel, and the README's commands."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
+from importlib import metadata
 from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +36,36 @@ def test_the_version_is_a_release_of_the_changelog() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", lightning_llm.__version__)
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{lightning_llm.__version__}]" in changelog or "## [Unreleased]" in changelog
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert PROJECT["dynamic"] == ["version"]
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert tool["setuptools"]["dynamic"]["version"] == {
+        "attr": "lightning_llm._version.__version__"
+    }
+    assert version("lightning-llm") == lightning_llm.__version__
+    for other in ("pyproject.toml", "CITATION.cff", "mkdocs.yml", "docs/quickstart.md"):
+        assert lightning_llm.__version__ not in (ROOT / other).read_text(encoding="utf-8"), other
+
+
+def test_the_wheel_holds_the_package_and_the_recipes(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77", reason="the build needs setuptools 77")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    skip = shutil.ignore_patterns("__pycache__")
+    for name in ("lightning_llm", "recipes"):
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=skip)
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, check=True)
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    assert wheel.name == f"lightning_llm-{lightning_llm.__version__}-py3-none-any.whl"
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    python = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_llm").rglob("*.py")}
+    recipes = {
+        f"lightning_llm/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").rglob("*.yaml")
+    }
+    assert names == python | recipes | {"lightning_llm/py.typed"}
 
 
 def test_the_package_is_marked_as_typed() -> None:
