@@ -41,10 +41,9 @@ def test_the_version_is_a_release_of_the_changelog() -> None:
 def test_the_version_stands_in_one_place() -> None:
     assert PROJECT["dynamic"] == ["version"]
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    assert tool["setuptools"]["dynamic"]["version"] == {
-        "attr": "lightning_llm._version.__version__"
-    }
-    assert version("lightning-llm") == lightning_llm.__version__
+    source = tool["setuptools"]["dynamic"]["version"]
+    assert source == {"attr": "lightning_llm._version.__version__"}
+    assert metadata.version("lightning-llm") == lightning_llm.__version__
     for other in ("pyproject.toml", "CITATION.cff", "mkdocs.yml", "docs/quickstart.md"):
         assert lightning_llm.__version__ not in (ROOT / other).read_text(encoding="utf-8"), other
 
