@@ -47,6 +47,8 @@ def debug_run(
     arguments += ["--data.init_args.train_files", json.dumps([str(text)])]
     if any(path.name == "tinystories_15m.yaml" for path in recipes):  # the hub's stories
         arguments += ["--data.init_args.dataset=null", "--data.init_args.val_split=null"]
+    if any(path.name.startswith("llama") for path in recipes):  # the hub's vocabulary
+        arguments += ['--data.init_args.tokenizer={"pretrained": null, "vocab_size": 300}']
     arguments += ["--data.init_args.cache_dir", str(tmp_path / "cache")]
     arguments += ["--data.init_args.val_fraction", "0.2"]
     arguments += ["--trainer.default_root_dir", str(tmp_path / "run")]
