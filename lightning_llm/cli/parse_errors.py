@@ -40,10 +40,14 @@ _ARGUMENT = re.compile(r"unrecognized arguments: -*([^\s=]+)")
 _ATTRIBUTE = re.compile(r"module '(.+?)' has no attribute '(.+?)'")
 _DENIED = re.compile(r"Importing '([^.']+)\S*' is not allowed")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)$")
+_NO_CLASS_PATH = re.compile(
+    r"Dict must include a class_path and optionally init_args, but got (.+)"
+)
 _NO_SUBCLASS = re.compile(r"Not a valid subclass of ")
 # Of several alternatives that failed, one of these is the one that was meant.
 _CERTAIN = (_OPTION, _GROUP, _ARGUMENT, _ATTRIBUTE, _DENIED, _NO_CLASS, _NO_SUBCLASS)
 _LONGEST_VALUE = 80
+_PARTS = ("class_path", "init_args")
 
 
 class ShortErrors:
@@ -171,8 +175,10 @@ def suggestion(problem: Problem, parser: Any) -> str | None:
         return _closest(found[1], ALLOWED_IMPORTS)
     if found := _NO_CLASS.search(issue):
         return _closest(found[1], class_names())
+    if found := _NO_CLASS_PATH.search(issue):
+        return _misnamed_part(found[1])
     if _NO_SUBCLASS.search(issue):
-        return _misnamed_part(problem.value)
+        return _misnamed_part(issue.partition("Got value: ")[2] or problem.value)
     if key := _unknown_key(issue):
         return _key_meant(key, problem, parser)
     return _closest_choice(problem)
@@ -190,10 +196,10 @@ def _key_meant(key: str, problem: Problem, parser: Any) -> str | None:
     if problem.class_path is None:
         return _key_of_recipe(key, recipe_keys(parser))
     group, _, leaf = key.rpartition(".")
-    if group:
-        close = _closest(leaf, fields_at(problem.class_path, group))
-        return close and f"{group}.{close}"
-    return _closest(leaf, [*parameters_of(problem.class_path), "class_path", "init_args"])
+    close = _closest(leaf, fields_at(problem.class_path, group)) if group else None
+    if close:
+        return f"{group}.{close}"
+    return _closest(key.partition(".")[0], [*parameters_of(problem.class_path), *_PARTS])
 
 
 def _key_of_recipe(key: str, known: list[str]) -> str | None:
@@ -220,9 +226,8 @@ def _misnamed_part(value: str) -> str | None:
         given = ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return None
-    parts = ("class_path", "init_args")
-    strange = [str(key) for key in given if key not in parts] if isinstance(given, dict) else []
-    return next((close for key in strange if (close := _closest(key, parts))), None)
+    strange = [str(key) for key in given if key not in _PARTS] if isinstance(given, dict) else []
+    return next((close for key in strange if (close := _closest(key, _PARTS))), None)
 
 
 def _closest_choice(problem: Problem) -> str | None:
@@ -237,3 +242,18 @@ def _closest_choice(problem: Problem) -> str | None:
 def _closest(word: str, known: Any, cutoff: float = 0.75) -> str | None:
     close = get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return close[0] if close and close[0] != word else None
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse a strategy that is no name Lightning knows, with the one that was meant.
+
+    Raises:
+        ValueError: It is an unknown name.
+    """
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy not in known:
+        close = _closest(strategy, known)
+        hint = f"did you mean {close!r}?" if close else f"known are {', '.join(known)}."
+        raise ValueError(f"trainer.strategy={strategy!r} is unknown; {hint}")

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 import lightning_llm.strategies  # noqa: F401  # makes `strategy: fsdp2` known
 from lightning_llm.cli import TRAINING_COMMANDS
+from lightning_llm.cli.parse_errors import check_strategy
 from lightning_llm.cli.recipe import (
     RecipeParser,
     register_resolvers,
@@ -153,6 +154,7 @@ class RecipeCLI(LightningCLI):
         if self.command in ("fit", "doctor"):
             callbacks = [*callbacks, *missing_callbacks(given)]
         callbacks += missing_progress_bar(given, config.get("enable_progress_bar"))
+        check_strategy(config.get("strategy"))
         config["logger"] = missing_logger(config) or config.get("logger")
         silence_advice()
         trainer = super()._instantiate_trainer(config, callbacks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ def test_zsh_takes_the_same_script(capsys: Any, script: Path) -> None:
         "autoload -U +X bashcompinit && bashcompinit",
     ]
     assert lines[3:] == script.read_text().splitlines()[1:]
+
+
+def test_help_starts_without_heavy_libraries() -> None:
+    code = (
+        "import sys; from lightning_llm.cli import main; main(['--help']); main(['recipes']); "
+        "print({'torch', 'numpy', 'lightning', 'yaml', 'jsonargparse'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.startswith("usage: lightning-llm COMMAND")
+    assert output.endswith("set()\n")
 
 
 def test_another_shell_is_refused(capsys: Any) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 import lightning_llm.cli.training  # noqa: F401  # its log handler keeps the stderr it finds
 from lightning_llm.cli import main
-from lightning_llm.cli.parse_errors import find_problem
+from lightning_llm.cli.parse_errors import check_strategy, find_problem
 
 CHECKPOINTS = "lightning.pytorch.callbacks.ModelCheckpoint"
 
@@ -80,6 +80,8 @@ MODEL, DATA = "model/init_args", "data/init_args"
         ("trainer/logger/init_args", "save_dirr", "x", "CSVLogger", "save_dir"),
         ("trainer/strategy/init_args", "compil", True, "SingleDeviceStrategy", "compile"),
         ("data", "init_arg", {}, "data", "init_args"),
+        ("trainer/callbacks/0", "init_arg", {"a": 1}, "HFExport", "init_args"),
+        (f"{MODEL}/optimizer", "init_arg", {}, "optimizer", "init_args"),
     ],
 )
 def test_a_misspelt_key_of_a_recipe(
@@ -159,6 +161,16 @@ def test_without_a_close_word_the_problem_alone_is_said(
     errors = refusal(tmp_path, capsys, recipe(), *arguments)
     assert message in errors
     assert "\n" not in errors
+
+
+def test_a_misspelt_strategy() -> None:
+    check_strategy("fsdp2")
+    check_strategy("auto")
+    check_strategy(object())
+    with pytest.raises(ValueError, match=r"'fdsp2' is unknown; did you mean 'fsdp2'\?"):
+        check_strategy("fdsp2")
+    with pytest.raises(ValueError, match=r"'quantum' is unknown; known are auto, ddp"):
+        check_strategy("quantum")
 
 
 def test_an_unknown_message_is_passed_on() -> None:
