@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lightning_llm.losses.softmax_rows import LossTerms, loss_rows_
 
-# Bytes of the logits of one chunk, at least and at most. A GPU wants a few thousand tokens per
-# matrix product; a CPU is at full speed from one or two hundred.
-_CHUNK_BYTES = {"cpu": (24 * 2**20, 32 * 2**20)}
-_CHUNK_BYTES_ACCELERATOR = (2**30, 2**30)
+# Logits of one chunk, at least and at most: of a CPU, whose products are at full speed from some 250
+# tokens on, their number; of a GPU, which wants a few thousand tokens, their bytes.
+_CHUNK_LOGITS = {"cpu": (13 * 2**20, 16 * 2**20)}
+_CHUNK_BYTES_ACCELERATOR = 2**30
 _MIN_CHUNK = {"cpu": 128}
 _MIN_CHUNK_ACCELERATOR = 2048
 # Chunks whose weight gradients are summed in 16 bits before the sum is added in float32. float16
@@ -58,9 +58,10 @@ def auto_chunk_size(num_tokens: int, vocab_size: int, dtype: torch.dtype, device
 
     Eight is as many chunks as :class:`WeightGradient` sums without a second sum.
     """
-    bounds = _CHUNK_BYTES.get(device_type, _CHUNK_BYTES_ACCELERATOR)
+    on_accelerator = _CHUNK_BYTES_ACCELERATOR // dtype.itemsize
+    bounds = _CHUNK_LOGITS.get(device_type, (on_accelerator, on_accelerator))
     smallest = _MIN_CHUNK.get(device_type, _MIN_CHUNK_ACCELERATOR)
-    least, most = (max(smallest, budget // (vocab_size * dtype.itemsize)) for budget in bounds)
+    least, most = (max(smallest, logits // vocab_size) for logits in bounds)
     largest = min(max(-(-num_tokens // 8), least), most)
     if num_tokens <= largest:
         return max(num_tokens, 1)

@@ -55,7 +55,7 @@ def linear_cross_entropy(
         reduction: ``"sum"``; ``"mean"`` over tokens that count, 0 where none does; ``"none"``.
             ``"none"`` computes the logits again in the backward pass.
         chunk_size: tokens whose logits exist at a time. By default an eighth of them on a CPU,
-            within 24 and 32 MiB of logits, and what fits 1 GiB on an accelerator; but at least 128
+            within 13 and 16 Mi of logits, and what fits 1 GiB on an accelerator; but at least 128
             and 2,048 tokens.
         backend: ``"chunked"`` is the implementation here. ``"torch"`` (from 2.13 on, float32 and
             float64), ``"liger"`` (extra ``[liger]``, CUDA) and ``"cce"`` (extra ``[cce]``, CUDA,
