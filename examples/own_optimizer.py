@@ -2,8 +2,8 @@
 
 Lion keeps one momentum and steps by its sign (Chen et al. 2023, https://arxiv.org/abs/2302.06675).
 `CausalLM(optimizer=...)` takes any function from parameter groups to a torch optimizer; the groups
-leave norms, biases and embeddings without weight decay. In a recipe the same is a class path:
-`optimizer: {class_path: my_package.Lion, init_args: {lr: 3.0e-4}}` with `--allow_import my_package`.
+leave norms, biases and embeddings without weight decay. In a recipe the same is the class path
+`my_package.Lion` under `optimizer`, with `--allow_import my_package` on the command line.
 
     python examples/own_optimizer.py --steps 150
 """
@@ -25,7 +25,7 @@ from lightning_llm import CausalLM, TextDataModule
 from lightning_llm.callbacks import TokenProgressBar
 from lightning_llm.data import TokenizerSpec
 from lightning_llm.models import TransformerConfig
-from lightning_llm.optim import WarmupCosine, parameter_groups
+from lightning_llm.optim import AdamW, WarmupCosine, parameter_groups
 
 
 # --8<-- [start:lion]
@@ -69,7 +69,7 @@ class TwoRates(CausalLM):
         for group in groups:
             if group["kind"] == "embedding":
                 group["lr"] = 3e-3
-        return Lion(groups, lr=3e-4)
+        return AdamW(groups, lr=3e-4)
 
 
 # --8<-- [end:groups]
@@ -98,7 +98,7 @@ def main(steps: int = 150) -> dict[str, float]:
             optimizer=partial(Lion, lr=6e-4, weight_decay=0.3),
             lr_scheduler=partial(WarmupCosine, warmup_steps=0.1),
         ),
-        "Lion, two rates": TwoRates(config),
+        "AdamW, two rates": TwoRates(config),
     }
     # --8<-- [end:argument]
     perplexity = {}
