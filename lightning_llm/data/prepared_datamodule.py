@@ -20,6 +20,7 @@ from lightning_llm.data.loader import TokenLoader, place_of
 from lightning_llm.data.packing import ConcatWindows, PackedDocuments
 from lightning_llm.data.prepare import PreparedText
 from lightning_llm.data.prepare_examples import PreparedExamples
+from lightning_llm.data.several_stores import SeveralRows
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.text_arguments import plain
 from lightning_llm.data.tokenizer import token_byte_lengths, vocabulary_size
@@ -70,14 +71,14 @@ class PreparedDataModule(pl.LightningDataModule):
         self.strict_resume: bool = arguments["strict_resume"]
         self._limit_val_batches: int | float | None = None
         self._stores: dict[Part, TokenStore] = {}
-        self._rows: dict[Part, ConcatWindows | PackedDocuments] = {}
+        self._rows: dict[Part, ConcatWindows | PackedDocuments | SeveralRows] = {}
 
     @abstractmethod
     def _open(self) -> dict[Part, TokenStore]:
         """Prepare what is not prepared yet, and open the stores."""
 
     @abstractmethod
-    def _pack(self, part: Part) -> ConcatWindows | PackedDocuments:
+    def _pack(self, part: Part) -> ConcatWindows | PackedDocuments | SeveralRows:
         """Return the rows of a part whose store is open."""
 
     @property
@@ -177,7 +178,7 @@ class PreparedDataModule(pl.LightningDataModule):
             )
         return self._loader("test" if self.test_store else "val", self.val_micro_batch_size)
 
-    def _rows_of(self, part: Part) -> ConcatWindows | PackedDocuments:
+    def _rows_of(self, part: Part) -> ConcatWindows | PackedDocuments | SeveralRows:
         if part not in self._rows:
             self.setup()
             rows = self._rows[part] = self._pack(part)

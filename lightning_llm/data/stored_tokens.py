@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import glob
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +14,7 @@ from lightning_llm.data.cache import cache_root
 from lightning_llm.data.corpus import Part
 from lightning_llm.data.id_check import check_ids
 from lightning_llm.data.raw_tokens import RawTokenStore, TokenDtype
+from lightning_llm.data.several_stores import SeveralStores
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.tokenizer import (
     TokenizerSpec,
@@ -29,7 +32,7 @@ class StoredTokens:
     """Token stores that somebody else prepared.
 
     Attributes:
-        paths: By part.
+        paths: By part, in order.
         tokenizer_spec: The tokenizer that made the ids, to be loaded; None if there is none.
         vocab_size: Number of ids of the vocabulary; None to ask tokenizer or stores.
         eos_id: The id that ends a document; None to ask the tokenizer.
@@ -37,7 +40,7 @@ class StoredTokens:
         cache_dir: Where it is kept which files were checked.
     """
 
-    paths: Mapping[Part, Path]
+    paths: Mapping[Part, tuple[Path, ...]]
     tokenizer_spec: TokenizerSpec | None = None
     vocab_size: int | None = None
     eos_id: int | None = None
@@ -68,18 +71,18 @@ class StoredTokens:
         known = self.vocab_size or of_tokenizer
         if known is not None:
             return known
-        indexed = [path for path in self.paths.values() if not is_bare(path)]
+        every = [path for paths in self.paths.values() for path in paths]
+        indexed = [path for path in every if not is_bare(path)]
         sizes = [size for path in indexed if (size := TokenStore(path).vocab_size)]
         if not sizes:
             raise ValueError(
-                f"{self.paths['train']}: nothing says how many ids the vocabulary has. Give "
+                f"{every[0]}: nothing says how many ids the vocabulary has. Give "
                 "vocab_size (50257 for GPT-2's), or the tokenizer that made the ids."
             )
         return max(sizes)
 
-    def open(self, part: Part) -> TokenStore:
-        """Open the store of a part, without reading it."""
-        path = self.paths[part]
+    def _open(self, path: Path) -> TokenStore:
+        """Open a store, without reading it."""
         if not is_bare(path):
             if self.dtype is not None:
                 raise ValueError(
@@ -99,10 +102,13 @@ class StoredTokens:
             ValueError: A store has ids that the vocabulary has not, is of another tokenizer, or
                 has no two ids.
         """
-        stores = {part: self.open(part) for part in self.paths}
-        for store in stores.values():
-            self._check(store)
-        return stores
+        opened: dict[Part, TokenStore] = {}
+        for part, paths in self.paths.items():
+            stores = [self._open(path) for path in paths]
+            for store in stores:
+                self._check(store)
+            opened[part] = stores[0] if len(stores) == 1 else SeveralStores(stores)
+        return opened
 
     def _check(self, store: TokenStore) -> None:
         if store.num_tokens < 2:
@@ -120,6 +126,34 @@ class StoredTokens:
         written_for = None if isinstance(store, RawTokenStore) else store.vocab_size
         if written_for is None or written_for > self.known_ids:
             check_ids(store, self.known_ids, cache_root(self.cache_dir))
+
+
+def expand_stores(given: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    """Return the stores that paths and patterns stand for, those of a pattern by name.
+
+    Args:
+        given: One or several. A pattern stands for folders and ``.bin`` files.
+
+    Raises:
+        FileNotFoundError: A pattern stands for nothing.
+        ValueError: Nothing is given.
+    """
+    found: list[Path] = []
+    for one in [given] if isinstance(given, str | Path) else given:
+        text = os.path.expanduser(os.fspath(one))
+        if not glob.has_magic(text) or os.path.exists(text):
+            found.append(Path(text))
+            continue
+        matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+        stores = [match for match in matches if match.suffix == ".bin" or match.is_dir()]
+        if not stores:
+            raise FileNotFoundError(
+                f"{text}: no .bin file or folder matches (working directory: {os.getcwd()})."
+            )
+        found += stores
+    if not found:
+        raise ValueError("an empty list of stores: give at least one path.")
+    return tuple(found)
 
 
 def is_bare(path: Path) -> bool:

@@ -14,8 +14,9 @@ from lightning_llm.data.corpus import Part
 from lightning_llm.data.packing import ConcatWindows, PackedDocuments
 from lightning_llm.data.prepared_datamodule import PreparedDataModule
 from lightning_llm.data.raw_tokens import RawTokenStore, TokenDtype
+from lightning_llm.data.several_stores import SeveralRows, SeveralStores
 from lightning_llm.data.store import TokenStore
-from lightning_llm.data.stored_tokens import StoredTokens
+from lightning_llm.data.stored_tokens import StoredTokens, expand_stores
 from lightning_llm.data.text_arguments import Packing
 from lightning_llm.data.tokenizer import TokenizerSpec
 
@@ -36,15 +37,15 @@ _AT_LEAST = {
 class TokenDataModule(PreparedDataModule):
     """Train a language model on token ids that are on disk already.
 
-    Each part is one store: a folder that `TokenStoreWriter` wrote, the prefix of Megatron-LM's
-    ``.bin`` and ``.idx``, or a ``.bin`` of bare ids as nanoGPT, llm.c and modded-nanogpt write it
-    (see `lightning_llm.data.RawTokenStore`). It is memory-mapped where it lies: nothing is copied
-    or encoded. Batches are those of `TextDataModule`.
+    A store is a folder that `TokenStoreWriter` wrote, the prefix of Megatron-LM's ``.bin`` and
+    ``.idx``, or a ``.bin`` of bare ids as nanoGPT, llm.c and modded-nanogpt write it (see
+    `lightning_llm.data.RawTokenStore`). It is memory-mapped where it lies: nothing is copied or
+    encoded. Batches are those of `TextDataModule`; no row goes on in the next store.
 
     Args:
-        train_store: The store to train on.
-        val_store: The store that validates.
-        test_store: The store that tests.
+        train_store: The store to train on, or several, or a pattern such as ``shards/*.bin``.
+        val_store: What validates, likewise.
+        test_store: What tests, likewise.
         tokenizer: The tokenizer that made the ids: a folder, a ``tokenizer.json`` or a name on the
             hub. Without it the model trains as well, but cannot generate text.
         vocab_size: Number of ids of the vocabulary; by default of the tokenizer or the stores.
@@ -76,9 +77,9 @@ class TokenDataModule(PreparedDataModule):
     def __init__(
         self,
         *,
-        train_store: str | Path,
-        val_store: str | Path | None = None,
-        test_store: str | Path | None = None,
+        train_store: str | Path | list[str | Path],
+        val_store: str | Path | list[str | Path] | None = None,
+        test_store: str | Path | list[str | Path] | None = None,
         tokenizer: str | Path | None = None,
         vocab_size: int | None = None,
         eos_id: int | None = None,
@@ -98,7 +99,7 @@ class TokenDataModule(PreparedDataModule):
         _check(arguments)
         given = {part: arguments[f"{part}_store"] for part in _PARTS}
         stored = StoredTokens(
-            {part: Path(path).expanduser() for part, path in given.items() if path is not None},
+            {part: expand_stores(paths) for part, paths in given.items() if paths is not None},
             None if tokenizer is None else TokenizerSpec(pretrained=str(tokenizer)),
             vocab_size,
             eos_id,
@@ -132,8 +133,13 @@ class TokenDataModule(PreparedDataModule):
     def _open(self) -> dict[Part, TokenStore]:
         return self._stored.prepare()
 
-    def _pack(self, part: Part) -> ConcatWindows | PackedDocuments:
+    def _pack(self, part: Part) -> ConcatWindows | PackedDocuments | SeveralRows:
         store = self._stores[part]
+        if isinstance(store, SeveralStores):
+            return SeveralRows([self._pack_one(one) for one in store.stores])
+        return self._pack_one(store)
+
+    def _pack_one(self, store: TokenStore) -> ConcatWindows | PackedDocuments:
         pad_id = 0 if self.tokenizer is None else self.tokenizer.pad_token_id
         apart = self.mask_documents or self.packing != "concat"
         if apart and isinstance(store, RawTokenStore) and store.eos_id is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 from array import array
 from itertools import accumulate, chain
@@ -157,6 +158,58 @@ def test_what_is_missing_or_wrong_is_named(tmp_path, documents) -> None:
         module(nanogpt(tmp_path / "one.bin", [[1]]), vocab_size=VOCAB).prepare_data()
     with pytest.raises(ValueError, match=r"seq_len=0 must be.*; .*|packing='tight'"):
         module(path, seq_len=0, packing="tight")
+
+
+@pytest.mark.parametrize(
+    "packing", [{"packing": "best_fit"}, {"mask_documents": True}, {"packing": "pad"}, {}]
+)
+def test_shards_are_read_one_behind_the_other(tmp_path, documents, packing) -> None:
+    options = {"vocab_size": VOCAB, "eos_id": EOS, "micro_batch_size": 5, **packing}
+    nanogpt(tmp_path / "shard_1.bin", documents[:25])
+    ours(tmp_path / "shard_2", documents[25:31])
+    nanogpt(tmp_path / "shard_3.bin", documents[31:])
+    shards = [tmp_path / name for name in ("shard_1.bin", "shard_2", "shard_3.bin")]
+    data = module(tmp_path / "shard_*", **options)
+    data.prepare_data()
+    data.setup("fit")
+
+    def rows_of(one: TokenDataModule) -> list[tuple]:
+        one.setup("fit")
+        loader = one._loader("train", 1)
+        return [tuple((k, tuple(v[0].tolist())) for k, v in batch.items()) for batch in loader]
+
+    expected = [row for shard in shards for row in rows_of(module(shard, **options))]
+    assert rows_of(data) == expected
+    shuffled = [
+        tuple((key, tuple(batch[key][row].tolist())) for key in batch)
+        for batch in data.train_dataloader()
+        for row in range(5)
+    ]
+    padding = [row for row in shuffled if set(dict(row)["shift_labels"]) == {-100}]
+    assert sorted(row for row in shuffled if row not in padding) == sorted(expected)
+    assert data.fingerprint != module(tmp_path / "shard_[12]*", **options).fingerprint
+
+    store = data.train_store
+    assert [document.tolist() for document in store] == documents
+    stream = list(chain.from_iterable(documents))
+    assert store.tokens(0, store.num_tokens).tolist() == stream
+    border = len(list(chain.from_iterable(documents[:25])))
+    assert store.tokens(border - 2, border + 2).tolist() == stream[border - 2 : border + 2]
+    assert store.tokens(3, 3).tolist() == []
+    store.verify()
+    rows = data._rows_of("train")
+    found = [rows.documents(index) for index in range(len(rows))]
+    assert set(chain.from_iterable(found)) == set(range(len(documents)))
+    assert pickle.loads(pickle.dumps(rows))[len(rows) - 1]["input_ids"].tolist() == list(
+        dict(expected[-1])["input_ids"]
+    )
+
+
+def test_patterns_without_a_match_are_named(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing_\*.bin: no .bin file or folder matches"):
+        module(tmp_path / "nothing_*.bin", vocab_size=9)
+    with pytest.raises(ValueError, match="an empty list of stores"):
+        TokenDataModule(train_store=[], vocab_size=9)
 
 
 def test_a_file_is_read_once_for_its_highest_id(tmp_path, documents, monkeypatch) -> None:
