@@ -63,14 +63,14 @@ def test_whole_logits_never_exist(dtype: torch.dtype, options: dict[str, Any]) -
 
 
 def test_memory_is_a_fraction_of_the_plain_loss_at_a_workload_size() -> None:
-    """16-bit weights: the gradients, an eighth of the logits and little else."""
+    """16-bit weights: the gradients, a chunk of logits and little else."""
     n, d, v = 1024, 64, 32_000
     inputs = problem(n, d, v, torch.bfloat16)
     peak, _ = allocations(lambda: linear_cross_entropy(*inputs[:3]).backward())
     inputs.hidden.grad = inputs.weight.grad = None
     plain, _ = allocations(lambda: linear_cross_entropy_reference(*inputs[:3]).backward())
     gradients = (v + n) * d * 2
-    assert peak < gradients + n * v * 2 / 4
+    assert peak < gradients + 1.1 * 13 * 2**20 * 2
     assert peak < plain / 7
 
 
@@ -104,9 +104,9 @@ def test_no_gradient_memory_without_gradients() -> None:
     [
         (0, 32_000, torch.float32, "cpu", 1),
         (100, 32_000, torch.float32, "cpu", 100),
-        (2048, 32_000, torch.float32, "cpu", 256),
-        (2048, 32_000, torch.bfloat16, "cpu", 256),
-        (1024, 50_304, torch.bfloat16, "cpu", 128),
+        (2048, 32_000, torch.float32, "cpu", 416),
+        (2048, 32_000, torch.bfloat16, "cpu", 416),
+        (1024, 50_304, torch.bfloat16, "cpu", 256),
         (16_384, 32_000, torch.bfloat16, "cpu", 512),
         (2048, 10**6, torch.float32, "cpu", 128),
         (16_384, 50_304, torch.bfloat16, "cuda", 8192),
@@ -122,7 +122,7 @@ def test_auto_chunk_size(
 def test_auto_chunks_cover_uneven_batches() -> None:
     for num_tokens in range(1, 3000, 7):
         size = auto_chunk_size(num_tokens, 50_257, torch.float32, "cpu")
-        assert size * 50_257 * 4 <= 32 * 2**20
+        assert size * 50_257 <= 16 * 2**20
         chunks = -(-num_tokens // size)
         assert (chunks - 1) * size < num_tokens
 
