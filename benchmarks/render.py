@@ -111,8 +111,10 @@ def _latest(results: Path) -> list[Result]:
         if not result["settings"]["quick"]:
             machine = result["machine"]
             hardware = f"{machine.get('gpu', '')}{machine['cpu']}"
-            names = map(str, result["settings"]["name_parts"])
-            shown[(result["kind"], hardware, *names)] = result
+            names = [str(part) for part in result["settings"]["name_parts"]]
+            # Contenders that were named one by one have no name together.
+            chosen = [row["label"] for row in result["rows"]] if "chosen" in names else []
+            shown[(result["kind"], hardware, *names, *chosen)] = result
     if not shown:
         raise ValueError(f"{results} holds no result that is worth a page (quick runs are not)")
     return list(shown.values())
