@@ -63,7 +63,6 @@ class TheirModule(L.LightningModule):
 # --8<-- [end:module]
 
 
-# --8<-- [start:generate]
 @torch.no_grad()
 def continue_text(module: TheirModule, prompts: list[str], max_new_tokens: int) -> list[str]:
     """What `SampleText` calls, since their module has no `generate`: likeliest bytes."""
@@ -74,9 +73,6 @@ def continue_text(module: TheirModule, prompts: list[str], max_new_tokens: int) 
             ids = torch.cat([ids, module(ids)[:, -1:].argmax(-1)], dim=1)
         texts.append(bytes(ids[0].tolist()).decode(errors="replace")[len(prompt) :])
     return texts
-
-
-# --8<-- [end:generate]
 
 
 def loader(files: list[Path], batch_size: int, seq_len: int = 128, **options: Any) -> DataLoader:

@@ -64,7 +64,7 @@ class Lion(Optimizer):
 class TwoRates(CausalLM):
     """Embeddings learn ten times as fast as the rest."""
 
-    def configure_optimizers(self) -> Optimizer:
+    def configure_optimizers(self) -> AdamW:
         groups = parameter_groups(self.model)  # kinds: matrix, head, embedding, vector
         for group in groups:
             if group["kind"] == "embedding":

@@ -45,6 +45,8 @@ def folder_with_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_code_of_a_page_runs(page: Path, folder_with_books: Path) -> None:
     namespace: dict[str, Any] = {"__name__": page.stem}
     for line, code in blocks(page, "python"):
+        if code.startswith('--8<-- "'):
+            continue  # from a file that has tests of its own: tests/examples/test_snippets.py
         exec(compile("\n" * line + code, str(page), "exec"), namespace)
 
 

@@ -1,0 +1,110 @@
+"""Code in the documentation is included from tested files, compared with them, or executed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+INCLUDE = re.compile(r'^ *--8<-- "([^":]+)(?::([\w-]+))?"$', re.MULTILINE)
+MARK = re.compile(r"--8<-- \[(start|end):([\w-]+)\]")
+
+
+def python_blocks(page: Path) -> list[str]:
+    """Return the page's blocks of Python, also of those within tabs and lists."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        dedent(code) for _, language, code in FENCE.findall(text) if language in ("python", "py")
+    ]
+
+
+def section(file: Path, name: str) -> str:
+    """Return the lines between the marks of a section."""
+    text = file.read_text(encoding="utf-8")
+    start, end = (re.search(rf".*--8<-- \[{mark}:{name}\].*\n", text) for mark in ("start", "end"))
+    assert start is not None, f"{file.name} has no section {name}"
+    assert end is not None, f"the section {name} of {file.name} does not end"
+    return dedent(text[start.end() : end.start()]).strip("\n")
+
+
+def includes() -> list[tuple[Path, str, str]]:
+    """Return page, file and section of each include."""
+    return [
+        (page, file, name)
+        for page in PAGES
+        for file, name in INCLUDE.findall(page.read_text(encoding="utf-8"))
+    ]
+
+
+def test_what_is_included_is_tested() -> None:
+    for page, file, name in includes():
+        assert (ROOT / file).is_file(), f"{page.name}: no {file}"
+        if name:
+            assert section(ROOT / file, name), f"{page.name}: {file}:{name} is empty"
+        tested = (ROOT / file).parent == EXAMPLES or file in ("README.md", "CHANGELOG.md")
+        assert tested or file == "CONTRIBUTING.md", f"{page.name}: nothing tests {file}"
+
+
+def test_every_section_is_shown_somewhere() -> None:
+    shown = {(file, name) for _, file, name in includes()}
+    marked = {
+        (f"examples/{script.name}", name)
+        for script in EXAMPLES.glob("*.py")
+        for _, name in MARK.findall(script.read_text(encoding="utf-8"))
+    }
+    assert marked <= shown, f"sections that no page includes: {sorted(marked - shown)}"
+
+
+def test_blocks_are_whole_includes_or_stand_where_the_tests_execute_them() -> None:
+    """Of docs/*.md, blocks that start their line are executed; see tests/test_docs.py."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for indent, language, code in FENCE.findall(text):
+            if language not in ("python", "py"):
+                continue
+            lines = [line for line in code.splitlines() if line.strip()]
+            included = [bool(INCLUDE.fullmatch(line)) for line in lines]
+            assert all(included) or not any(included), f"{page.name}: mixed with an include: {code}"
+            executed = not indent and language == "python" and page.parent == ROOT / "docs"
+            assert all(included) or executed, f"{page.name}: nothing runs this: {code}"
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda page: page.name)
+def test_the_readme_shows_the_tested_subclass(readme: Path) -> None:
+    assert python_blocks(readme)[-1].strip() == section(EXAMPLES / "own_optimizer.py", "groups")
+
+
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its Python in one go, with one step where it takes 200."""
+
+    class ShortTrainer(L.Trainer):
+        def __init__(self, **options: Any) -> None:
+            quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+            super().__init__(**{**options, **quiet, "max_steps": 1, "accelerator": "cpu"})
+
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "one.txt").write_text("so bright a morning had no one seen " * 1200)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(L, "Trainer", ShortTrainer)
+    foreign: dict[str, Any] = {"__name__": "callbacks_in_a_foreign_project"}
+    source = EXAMPLES / "callbacks_in_a_foreign_project.py"
+    exec(compile(source.read_text(encoding="utf-8"), str(source), "exec"), foreign)
+    namespace: dict[str, Any] = {
+        "__name__": "readme",
+        "your_module": foreign["TheirModule"](),
+        "your_loaders": foreign["loader"]([source], batch_size=2),
+    }
+    for code in python_blocks(ROOT / "README.md"):
+        exec(compile(code, "README.md", "exec"), namespace)
+    assert (tmp_path / "my_model" / "model.safetensors").is_file()
+    groups = namespace["TwoRates"](namespace["model"].config).configure_optimizers().param_groups
+    assert len({group["lr"] for group in groups}) == 2
