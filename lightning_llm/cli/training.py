@@ -90,8 +90,9 @@ class RecipeCLI(LightningCLI):
             parser_kwargs={
                 "parser_mode": "omegaconf+",
                 "prog": f"lightning-llm {command}",
-                "description": f"{TRAINING_COMMANDS[command]}. Keys of the usual model and data: "
-                "--model.help lightning_llm.CausalLM, --data.help lightning_llm.TextDataModule. "
+                "description": f"lightning-llm {command}: {TRAINING_COMMANDS[command]}. "
+                "Keys of the usual model and data: --model.help lightning_llm.CausalLM, "
+                "--data.help lightning_llm.TextDataModule. "
                 "--allow_import PACKAGE lets a recipe name classes of your own package. Recipes: "
                 "lightning-llm recipes.",
             },
