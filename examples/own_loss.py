@@ -37,14 +37,18 @@ class FocalLM(CausalLM):
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if not self.training:
             return super().compute_loss(batch)  # val_loss stays the plain likelihood
-        labels = batch["shift_labels"].flatten()  # (N,)
+        labels, head = batch["shift_labels"].flatten(), self.output_head()
         nll = linear_cross_entropy(
             self.hidden_states(batch).flatten(0, 1),  # (N, D)
-            self.output_head().weight,  # (V, D)
-            labels,
+            head.weight,  # (V, D)
+            labels,  # (N,)
+            logit_softcap=head.logit_softcap,
+            chunk_size=self.loss_chunk_size,
             reduction="none",  # (N,), 0 where there is no target
         )
-        focal = ((1 - (-nll).exp()) ** self.gamma * nll).sum()
+        # 1 - p, kept above 0: there the slope of a power below 1 is infinite.
+        doubt = (-(-nll).expm1()).clamp(min=1e-6)
+        focal = (doubt**self.gamma * nll).sum()
         # Logged is the value, the likelihood; learned from is the gradient, of the focal loss.
         return focal + (nll.sum() - focal).detach(), (labels != -100).sum()
 

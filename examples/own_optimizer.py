@@ -50,7 +50,9 @@ class Lion(Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                m = self.state[p]["momentum"]
                 p.mul_(1 - lr * group["weight_decay"])
                 p.add_(torch.sign(m.lerp(p.grad, 1 - beta1)), alpha=-lr)
                 m.lerp_(p.grad, 1 - beta2)

@@ -97,6 +97,14 @@ def test_the_focal_loss_has_the_gradient_of_the_formula() -> None:
     )
 
 
+def test_the_focal_loss_of_a_fractional_gamma_has_finite_gradients() -> None:
+    model = small_model(example("own_loss").FocalLM, gamma=0.5)
+    ids = torch.randint(23, (3, 8))
+    nll_sum, _ = model.compute_loss({"input_ids": ids, "shift_labels": ids.where(ids > 9, -100)})
+    nll_sum.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_own_loss(capsys: pytest.CaptureFixture[str]) -> None:
     perplexity = example("own_loss").main(steps=15)
     assert set(perplexity) == {"plain", "focal"}
