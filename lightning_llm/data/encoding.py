@@ -52,19 +52,11 @@ def encode_documents(
         arrange: From the pieces of a training document to what is encoded instead: text, and ids
             of special tokens.
     """
-    eos = np.array([tokenizer.eos_token_id], dtype=np.int32)
+    eos = tokenizer.eos_token_id
 
     def write(batch: list[_Item], encoded: Future[list[np.ndarray]]) -> None:
-        arrays = iter(encoded.result())
-        for part, text in batch:
-            writer = writers[part]
-            if text is None:
-                writer.extend(eos)
-                writer.end_document()
-            elif isinstance(text, int):
-                writer.extend(np.array([text], dtype=np.int32))
-            else:
-                writer.extend(next(arrays))
+        for part, (ids, ends) in _by_part(batch, encoded.result(), eos).items():
+            writers[part].extend_all(ids, ends)
 
     progress = tqdm(
         desc="encoding", unit="char", unit_scale=True, file=sys.stderr, disable=None, leave=False
@@ -81,6 +73,30 @@ def encode_documents(
             progress.update(sum(map(len, texts)))
         if previous is not None:
             write(*previous)
+
+
+def _by_part(
+    batch: list[_Item], encoded: list[np.ndarray], eos: int
+) -> dict[Part, tuple[np.ndarray, list[int]]]:
+    """The ids of a batch for each part, and where its documents end in them."""
+    arrays = iter(encoded)
+    alone: dict[int, np.ndarray] = {}  # ids that stand by themselves
+    pieces: dict[Part, list[np.ndarray]] = {}
+    ends: dict[Part, list[int]] = {}
+    sizes: dict[Part, int] = {}
+    for part, text in batch:
+        if isinstance(text, str):
+            piece = next(arrays)
+        else:
+            single = eos if text is None else text
+            if single not in alone:
+                alone[single] = np.array([single], dtype=np.int32)
+            piece = alone[single]
+        pieces.setdefault(part, []).append(piece)
+        size = sizes[part] = sizes.get(part, 0) + len(piece)
+        if text is None:
+            ends.setdefault(part, []).append(size)
+    return {part: (np.concatenate(found), ends.get(part, [])) for part, found in pieces.items()}
 
 
 def _splits_at_lines(tokenizer: PreTrainedTokenizerFast) -> bool:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 # Shares of a batch for each thread: more of them even out what the texts cost.
 _SHARES_PER_THREAD = 4
-# Characters of a text below which one call for each costs more than tiktoken saves.
-_SHORT = 200
 
 
 class TextEncoder:
@@ -72,7 +70,7 @@ class TextEncoder:
         if self._sample is not None:
             self._decide(*self._sample)
             self._sample = None
-        if self._fast is not None and sum(map(len, texts)) >= _SHORT * len(texts):
+        if self._fast is not None:
             return self._by_tiktoken(self._fast, texts)
         ids = encode_texts(self.tokenizer, texts)
         if not self._decided:
@@ -94,10 +92,7 @@ class TextEncoder:
         self._fast = fast
 
     def _by_tiktoken(self, encode: Encode, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        def of_share(share: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-            return [encode(text) for text in share]
-
-        return [ids for share in self._pool.map(of_share, self._shares(texts)) for ids in share]
+        return [ids for share in self._pool.map(encode, self._shares(texts)) for ids in share]
 
     def _shares(self, texts: Sequence[str]) -> Iterator[Sequence[str]]:
         """Cut a batch into runs of about as many characters each."""

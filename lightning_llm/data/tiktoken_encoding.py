@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from tiktoken import Encoding
     from transformers import PreTrainedTokenizerFast
 
-Encode = Callable[[str], "npt.NDArray[np.int32]"]
+Encode = Callable[[Sequence[str]], "list[npt.NDArray[np.int32]]"]
+
+# Short texts go through tiktoken side by side, up to so many characters, with this between them.
+_JOINED_CHARACTERS = 1 << 14
+_BORDER = "\x00<|border of texts|>\x00"
 
 # What the `tokenizers` library means by ByteLevel(use_regex=True): GPT-2's pre-tokens.
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -57,7 +61,7 @@ class UnsuitableError(Exception):
 
 
 def tiktoken_encoder(tokenizer: PreTrainedTokenizerFast) -> Encode:
-    """Return the function from one text to its ids (int32), to be called from many threads.
+    """Return the function from texts to the ids of each (int32), to be called from many threads.
 
     The merges are proved equal, the pre-tokens are not: compare the ids of some texts. A text that
     tiktoken cannot do, or with the name of an added token that is not special, goes through the
@@ -75,7 +79,8 @@ def tiktoken_encoder(tokenizer: PreTrainedTokenizerFast) -> Encode:
     if len(added) > _MOST_ADDED_TOKENS:
         raise UnsuitableError(f"the tokenizer has {len(added)} added tokens that are not special")
     normalized = _normalizer(tokenizer, backend)
-    encoding = _encoding(pattern, ranks)
+    border = max(ranks.values()) + 1
+    encoding = _encoding(pattern, ranks, border)
 
     alone = Lock()  # encode_texts switches the tokenizer to another mode and back
 
@@ -83,26 +88,50 @@ def tiktoken_encoder(tokenizer: PreTrainedTokenizerFast) -> Encode:
         with alone:
             return encode_texts(tokenizer, [text])[0]
 
-    def encode(text: str) -> npt.NDArray[np.int32]:
-        normal = normalized(text)
-        if any(name in normal or name in text for name in added):
-            return by_tokenizer(text)
+    def encode_run(run: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        normal = list(map(normalized, run))
+        if any(name in text for text in (*run, *normal) for name in (_BORDER, *added)):
+            return [by_tokenizer(run[0])] if len(run) == 1 else one_by_one(run)
+        joined = _BORDER.join(normal)
         try:
-            return encoding.encode_to_numpy(normal, disallowed_special=()).view(np.int32)
+            ids = encoding.encode_to_numpy(
+                joined, allowed_special={_BORDER}, disallowed_special=()
+            ).view(np.int32)
         except ValueError:  # a run of a million spaces is too much for its regular expressions
-            return by_tokenizer(text)
+            return [by_tokenizer(run[0])] if len(run) == 1 else one_by_one(run)
+        stops = [*np.flatnonzero(ids == border).tolist(), len(ids)]
+        starts = [0, *(stop + 1 for stop in stops[:-1])]
+        return [ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
-    return encode
+    def one_by_one(run: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        return [encode_run([text])[0] for text in run]
+
+    return lambda texts: [ids for run in _runs(texts) for ids in encode_run(run)]
 
 
-def _encoding(pattern: str, ranks: dict[bytes, int]) -> Encoding:
+def _runs(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Neighbours that are encoded by one call: what it costs is more than a short text does."""
+    start = size = 0
+    for place, text in enumerate(texts):
+        if size and size + len(text) > _JOINED_CHARACTERS:
+            yield texts[start:place]
+            start, size = place, 0
+        size += len(text)
+    if start < len(texts):
+        yield texts[start:]
+
+
+def _encoding(pattern: str, ranks: dict[bytes, int], border: int) -> Encoding:
     try:
         import tiktoken
     except ImportError:
         raise UnsuitableError("tiktoken is not installed") from None
     try:
         return tiktoken.Encoding(
-            "lightning_llm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+            "lightning_llm",
+            pat_str=pattern,
+            mergeable_ranks=ranks,
+            special_tokens={_BORDER: border},
         )
     except ValueError as error:  # a pattern for another engine of regular expressions
         raise UnsuitableError(f"tiktoken does not take the tokenizer's pattern: {error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,14 @@ def test_ids_are_those_of_the_tokenizer(name: str) -> None:
         chr(draw.choice([draw.randrange(0x250), draw.randrange(0xD800)])) for _ in range(3000)
     ]
     random_texts = ["".join(draw.choices(scraps, k=40)) for _ in range(200)]
-    texts = [*HARD_TEXTS, *corpus(), *random_texts, "", "x" * 100_000]
-    for text, expected in zip(texts, encode_texts(tokenizer, texts), strict=True):
-        assert encode(text).tolist() == list(expected), repr(text[:80])
+    # Names of what stands between short texts inside, and texts of spaces that no border may join.
+    hard = ["", "", "a\x00<|border of texts|>\x00b", "  ", "\n\n", "x" * 100_000, " ", "end"]
+    texts = [*HARD_TEXTS, *corpus(), *random_texts, *hard]
+    draw.shuffle(texts)
+    expected = [list(ids) for ids in encode_texts(tokenizer, texts)]
+    for text, ids, right in zip(texts, encode(texts), expected, strict=True):
+        assert ids.tolist() == right, repr(text[:80])
+    assert [encode([text])[0].tolist() for text in texts] == expected
 
 
 def test_names_of_added_tokens_go_through_the_tokenizer() -> None:
@@ -108,7 +113,8 @@ def test_names_of_added_tokens_go_through_the_tokenizer() -> None:
     text = "a naïve <|endoftext|> text"
     [expected] = encode_texts(tokenizer, [text])
     assert tokenizer.convert_tokens_to_ids("naïve") in expected
-    assert tiktoken_encoder(tokenizer)(text).tolist() == list(expected)
+    ids = tiktoken_encoder(tokenizer)(["before", text, "after"])[1]
+    assert ids.tolist() == list(expected)
 
 
 def swap_merges(description: dict[str, Any]) -> None:
@@ -147,7 +153,12 @@ def test_other_ids_on_the_users_text_are_noticed(monkeypatch: Any, caplog: Any) 
 
     def wrong(tokenizer: Any) -> Any:
         right = tiktoken_encoder(tokenizer)
-        return lambda text: right(text) if text in HARD_TEXTS else right(text)[::-1]
+
+        def encode(texts: Sequence[str]) -> list[np.ndarray]:
+            pairs = zip(texts, right(texts), strict=True)
+            return [ids if text in HARD_TEXTS else ids[::-1] for text, ids in pairs]
+
+        return encode
 
     monkeypatch.setattr(text_encoder, "tiktoken_encoder", wrong)
     with caplog.at_level("INFO"), TextEncoder(trained(), threads=2) as encode:
