@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sysconfig
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.pacing import Pacer, UnavailableError
@@ -76,7 +78,7 @@ def run(options: dict[str, Any], pacer: Pacer) -> None:
     """Encode the texts, again and again."""
     folder = Path(options["folder"])
     texts = [path.read_bytes().decode("utf-8") for path in sorted((folder / TEXTS).glob("*.txt"))]
-    encode = ENCODERS[options["encoder"]](folder / TOKENIZER)
+    encode = ENCODERS[options["encoder"]](folder)
     pacer.units_per_step = sum(len(text.encode()) for text in texts) / 1e6
     pacer.facts["ids"] = encode(texts)
     for _ in range(pacer.total_steps):
@@ -89,21 +91,54 @@ def _ours(folder: Path) -> Encode:
     from lightning_llm.data.text_encoder import TextEncoder
     from lightning_llm.data.tokenizer import load_tokenizer
 
-    encode = TextEncoder(load_tokenizer(folder))
+    encode = TextEncoder(load_tokenizer(folder / TOKENIZER))
     return lambda texts: sum(map(len, encode(texts)))
+
+
+def _ours_to_store(folder: Path) -> Encode:
+    """All of `prepare` but the tokenizer's training: files read, encoded, written, on the disk."""
+    return lambda texts: _stored(folder, sorted((folder / TEXTS).glob("*.txt")))
+
+
+def _ours_rows_to_store(folder: Path) -> Encode:
+    """The same with a row of JSON for each line of the text, as instruction data has them."""
+    rows = folder / "rows.jsonl"
+    with rows.open("w", encoding="utf-8") as file:
+        for path in sorted((folder / TEXTS).glob("*.txt")):
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                file.write(json.dumps({"text": line}) + "\n")
+    return lambda texts: _stored(folder, [rows])
+
+
+def _stored(folder: Path, files: list[Path]) -> int:
+    from lightning_llm.data.corpus import FileCorpus, Whole
+    from lightning_llm.data.encoding import encode_documents
+    from lightning_llm.data.sources import SourceStats
+    from lightning_llm.data.store import TokenStore
+    from lightning_llm.data.store_writer import TokenStoreWriter
+    from lightning_llm.data.tokenizer import load_tokenizer, vocabulary_size
+
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    with TemporaryDirectory() as place:
+        path = Path(place) / "store"
+        with TokenStoreWriter(path, vocab_size=vocabulary_size(tokenizer)) as writer:
+            documents = Whole(FileCorpus(tuple(files))).documents(SourceStats())
+            encode_documents(documents, tokenizer, {"train": writer})
+        store = TokenStore(path)
+        return store.num_tokens - len(store)  # an end-of-text id for each document
 
 
 def _ours_without_tiktoken(folder: Path) -> Encode:
     from lightning_llm.data.tokenizer import encode_texts, load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder / TOKENIZER)
     return lambda texts: sum(map(len, encode_texts(tokenizer, texts)))
 
 
 def _backend(folder: Path) -> Any:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return Tokenizer.from_file(str(folder / TOKENIZER / "tokenizer.json"))
 
 
 def _encode_batch(folder: Path) -> Encode:
@@ -120,21 +155,19 @@ def _hugging_face(folder: Path) -> Encode:
     """Calls of the tokenizer with a batch of texts, as `datasets.map` makes them."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER)
     return lambda texts: sum(map(len, tokenizer(texts)["input_ids"]))
 
 
 def _tiktoken(folder: Path) -> Encode:
     """tiktoken with the merges of the same vocabulary."""
-    import json
-
     try:
         import tiktoken
     except ImportError as error:
         raise UnavailableError(f"{error}; pip install tiktoken") from error
     from lightning_llm.data.tokenizer_encoding import BYTE_OF_CHARACTER
 
-    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content = json.loads((folder / TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))
     added = {token["content"] for token in content["added_tokens"]}
     ranks = {
         bytes(BYTE_OF_CHARACTER[character] for character in token): rank
@@ -152,6 +185,8 @@ def _tiktoken(folder: Path) -> Encode:
 
 ENCODERS: dict[str, Callable[[Path], Encode]] = {
     "ours": _ours,
+    "ours_to_store": _ours_to_store,
+    "ours_rows_to_store": _ours_rows_to_store,
     "ours_without_tiktoken": _ours_without_tiktoken,
     "encode_batch": _encode_batch,
     "encode_batch_fast": _encode_batch_fast,
