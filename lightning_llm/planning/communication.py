@@ -40,7 +40,7 @@ def plan_communication(run: Run, units: list[Unit], optimizer: Any) -> list[Coll
     if kind == "fsdp2":
         planned += _matrices(run, units, optimizer)
         if run.clips_gradients:
-            planned += _norm(run)
+            planned += _norm(run, units)
     # The number of target tokens, by which gradients are divided.
     planned.append(Collective("all_reduce", "all", run.world_size, 1, 8, overlaps=False))
     return [each for each in planned if each.bytes and each.ranks > 1]
@@ -105,6 +105,8 @@ def _matrices(run: Run, units: list[Unit], optimizer: Any) -> list[Collective]:
     return [Collective("all_gather", "shards", shards, len(weights), size, overlaps=False)]
 
 
-def _norm(run: Run) -> list[Collective]:
-    """The gradient norm: one number over the shards."""
-    return [Collective("all_reduce", "shards", run.parallelism.shards, 1, 4, overlaps=False)]
+def _norm(run: Run, units: list[Unit]) -> list[Collective]:
+    """The gradient norm: one float32 number for each weight over the shards."""
+    trainable = {name for name, p in run.module.named_parameters() if p.requires_grad}
+    size = 4 * sum(w.name in trainable for unit in units for w in unit.weights)
+    return [Collective("all_reduce", "shards", run.parallelism.shards, 1, size, overlaps=False)]

@@ -1,0 +1,209 @@
+"""Real steps on real ranks, watched: what a plan of them has to say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from fsdp2_runs import CONFIG, GLOBAL_BATCH, fit
+from strategy_models import LENGTH
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_llm import CausalLM
+from lightning_llm.optim import Muon
+from lightning_llm.planning import Numerics, Parallelism, Run
+from lightning_llm.plugins import BF16MixedPrecision, MasterWeightsPrecision
+from lightning_llm.strategies import DDPStrategy, FSDP2Strategy, SingleDeviceStrategy
+
+OPERATIONS = {
+    "_allgather_base_": "all_gather",
+    "_reduce_scatter_base_": "reduce_scatter",
+    "allreduce_": "all_reduce",
+    # Those of DTensors.
+    "all_gather_into_tensor": "all_gather",
+    "reduce_scatter_tensor": "reduce_scatter",
+    "all_reduce": "all_reduce",
+}
+# The broadcast is Lightning's, before each batch: whether a rank was told to end.
+_LEFT_OUT = {"wait_tensor", "_wrap_tensor_autograd", "barrier", "monitored_barrier_", "broadcast_"}
+# The last of them is followed by what ends a run; DDP forms its buckets anew after the first.
+STEP, STEPS = 3, 4
+
+
+def with_muon() -> CausalLM:
+    return CausalLM(CONFIG, optimizer=partial(Muon, lr=1e-2))
+
+
+def plain() -> CausalLM:
+    return CausalLM(CONFIG)
+
+
+# Name: module, strategy, precision for the Trainer, further options of it.
+Case = tuple[Any, Any, dict[str, Any], dict[str, Any]]
+
+
+def two_ranks() -> dict[str, Case]:
+    mixed = {"plugins": [BF16MixedPrecision()]}
+    return {
+        "fsdp2": (plain, FSDP2Strategy(), {}, {}),
+        "fsdp2, kept whole": (plain, FSDP2Strategy(reshard_after_forward=False), {}, {}),
+        "fsdp2, two micro-batches": (plain, FSDP2Strategy(), {}, {"accumulate_grad_batches": 2}),
+        "fsdp2, each reduced": (
+            plain,
+            FSDP2Strategy(reduce_every_micro_batch=True),
+            {},
+            {"accumulate_grad_batches": 2},
+        ),
+        "fsdp2, bf16": (plain, FSDP2Strategy(), mixed, {}),
+        "fsdp2, bf16 gradients": (plain, FSDP2Strategy(reduce_dtype="bfloat16"), mixed, {}),
+        "fsdp2, Muon": (with_muon, FSDP2Strategy(), {}, {}),
+        "fsdp2, not clipped": (plain, FSDP2Strategy(), {}, {"gradient_clip_val": None}),
+        "ddp": (plain, DDPStrategy(), {}, {}),
+        "ddp, two micro-batches": (plain, DDPStrategy(), {}, {"accumulate_grad_batches": 2}),
+    }
+
+
+def four_ranks() -> dict[str, Case]:
+    return {
+        "fsdp2": (plain, FSDP2Strategy(), {}, {}),
+        "hsdp": (plain, FSDP2Strategy(replicate_size=2), {}, {}),
+    }
+
+
+def one_rank() -> dict[str, Case]:
+    single = SingleDeviceStrategy
+    return {
+        "single": (plain, single(), {}, {}),
+        "single, Muon": (with_muon, single(), {}, {}),
+        "single, bf16-mixed": (plain, single(), {"plugins": [BF16MixedPrecision()]}, {}),
+        "single, bf16-true": (plain, single(), {"precision": "bf16-true"}, {}),
+        "single, masters": (plain, single(), {"plugins": [MasterWeightsPrecision()]}, {}),
+        "single, rounded": (
+            plain,
+            single(),
+            {"plugins": [MasterWeightsPrecision(mode="stochastic_rounding")]},
+            {},
+        ),
+    }
+
+
+def run_of(case: Case, ranks: int) -> Run:
+    """The same as `watch` runs, on paper."""
+    module, strategy, precision, options = case
+    numerics = Numerics.of(precision.get("plugins", [precision.get("precision", "32-true")])[0])
+    with torch.device("meta"):
+        built = module()
+    return Run(
+        module=built,
+        parallelism=Parallelism.of(strategy, ranks),
+        numerics=numerics,
+        world_size=ranks,
+        micro_batch_size=GLOBAL_BATCH // ranks,
+        seq_len=LENGTH,
+        accumulate_grad_batches=options.get("accumulate_grad_batches", 1),
+        clips_gradients=options.get("gradient_clip_val", 0.5) is not None,
+    )
+
+
+class Collectives(TorchDispatchMode):
+    """Notes what goes to the process groups: operation and bytes of the largest tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # first what it does with the local tensors
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if func.namespace in ("c10d", "_c10d_functional") and name not in _LEFT_OUT:
+            tensors = tree_leaves((args, kwargs, result))
+            size = max((t.nbytes for t in tensors if isinstance(t, Tensor)), default=0)
+            self.seen.append((OPERATIONS.get(name, name), size))
+        return result
+
+
+class Watcher(L.Callback):
+    """Keeps the collectives of one step, and the bytes that states take there."""
+
+    def __init__(self, recorder: Collectives) -> None:
+        self.recorder = recorder
+        self.found: dict[str, Any] = {}
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == (STEP - 1) * trainer.accumulate_grad_batches:
+            self.recorder.seen.clear()
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
+    ) -> None:
+        parameters = list(pl_module.parameters())
+        self.found["weights"] = _bytes(parameters)
+        self.found["gradients"] = _bytes(p.grad for p in optimizer_parameters(optimizer))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        if trainer.global_step == STEP and "collectives" not in self.found:
+            self.found["collectives"] = _totals(self.recorder.seen)
+            states = trainer.optimizers[0].state.values()
+            kept = [v for own in states for v in own.values() if isinstance(v, Tensor) and v.ndim]
+            # Masters stand in for the weights in the optimizer, beside the weights themselves.
+            own = {id(p) for p in pl_module.parameters()}
+            kept += [p for p in optimizer_parameters(trainer.optimizers[0]) if id(p) not in own]
+            self.found["optimizer"] = _bytes(kept)
+
+
+def optimizer_parameters(optimizer: Any) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _bytes(tensors: Any) -> int:
+    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors if t is not None]
+    return sum(t.nbytes for t in local)
+
+
+def _totals(seen: list[tuple[str, int]]) -> dict[str, list[int]]:
+    calls, sizes = Counter[str](), Counter[str]()
+    for operation, size in seen:
+        calls[operation] += 1
+        sizes[operation] += size
+    return {operation: [calls[operation], sizes[operation]] for operation in calls}
+
+
+def watch(case: Case, ranks: int) -> dict[str, Any]:
+    """Train and return what `Watcher` kept."""
+    module, strategy, precision, options = case
+    recorder = Collectives()
+    watcher = Watcher(recorder)
+    with recorder:
+        fit(
+            module,
+            devices=ranks,
+            strategy=strategy,
+            callbacks=[watcher],
+            max_steps=STEPS,
+            log_every_n_steps=50,
+            limit_val_batches=0,
+            **precision,
+            **options,
+        )
+    return watcher.found
+
+
+def watch_two(directory: Path) -> dict[str, Any]:
+    return {name: watch(case, 2) for name, case in two_ranks().items()}
+
+
+def watch_four(directory: Path) -> dict[str, Any]:
+    return {name: watch(case, 4) for name, case in four_ranks().items()}

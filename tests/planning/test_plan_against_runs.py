@@ -1,0 +1,77 @@
+"""What `plan` says of memory and traffic, against what real ranks hold and send."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import planned_runs
+import pytest
+from fsdp2_runs import spawn
+
+from lightning_llm.planning.communication import Collective, plan_communication
+from lightning_llm.planning.memory import plan_memory
+from lightning_llm.planning.optimizer_states import optimizer_of
+from lightning_llm.planning.shards import shard_units
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # those of torch.distributed and Lightning's data loops
+]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return spawn(planned_runs.watch_two, 2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return spawn(planned_runs.watch_four, 4, tmp_path_factory.mktemp("four"))
+
+
+def planned(case: planned_runs.Case, ranks: int) -> tuple[Any, dict[str, list[int]]]:
+    run = planned_runs.run_of(case, ranks)
+    units, optimizer = shard_units(run.module, run.parallelism), optimizer_of(run.module)
+    collectives = plan_communication(run, units, optimizer)
+    return plan_memory(run, units, optimizer), totals(collectives)
+
+
+def totals(collectives: list[Collective]) -> dict[str, list[int]]:
+    calls, sizes = Counter[str](), Counter[str]()
+    for each in collectives:
+        calls[each.operation] += each.calls
+        sizes[each.operation] += each.bytes
+    return {operation: [calls[operation], sizes[operation]] for operation in calls}
+
+
+def check_memory(memory: Any, ranks: list[dict[str, Any]]) -> None:
+    for part in ("weights", "gradients", "optimizer"):
+        most = max(found[part] for found in ranks)
+        assert getattr(memory, part) == pytest.approx(most, rel=0.05), part
+
+
+@pytest.mark.parametrize("name", planned_runs.two_ranks())
+def test_two_ranks(name: str, two: list[dict[str, Any]]) -> None:
+    memory, collectives = planned(planned_runs.two_ranks()[name], 2)
+    assert collectives == two[0][name]["collectives"]
+    check_memory(memory, [found[name] for found in two])
+
+
+@pytest.mark.parametrize("name", planned_runs.four_ranks())
+def test_four_ranks(name: str, four: list[dict[str, Any]]) -> None:
+    memory, collectives = planned(planned_runs.four_ranks()[name], 4)
+    assert collectives == four[0][name]["collectives"]
+    check_memory(memory, [found[name] for found in four])
+
+
+@pytest.mark.parametrize("name", planned_runs.one_rank())
+def test_one_rank(name: str, tmp_path: Path) -> None:
+    case = planned_runs.one_rank()[name]
+    memory, collectives = planned(case, 1)
+    assert collectives == {}
+    found = planned_runs.watch(case, 1)
+    assert found["collectives"] == {}
+    check_memory(memory, [found])
