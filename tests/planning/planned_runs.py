@@ -9,8 +9,8 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from fsdp2_runs import CONFIG, GLOBAL_BATCH, fit
-from strategy_models import LENGTH
+from fsdp2_runs import CONFIG, GLOBAL_BATCH, Data
+from strategy_models import LENGTH, trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -170,7 +170,9 @@ def optimizer_parameters(optimizer: Any) -> list[Tensor]:
 
 def _bytes(tensors: Any) -> int:
     local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors if t is not None]
-    return sum(t.nbytes for t in local)
+    # Gradients are views of what was reduced together; released memory has no bytes.
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in local}
+    return sum(storages.values())
 
 
 def _totals(seen: list[tuple[str, int]]) -> dict[str, list[int]]:
@@ -186,18 +188,19 @@ def watch(case: Case, ranks: int) -> dict[str, Any]:
     module, strategy, precision, options = case
     recorder = Collectives()
     watcher = Watcher(recorder)
+    defaults = {"gradient_clip_val": 0.5, "num_sanity_val_steps": 0, "limit_val_batches": 0}
+    runner = trainer(
+        devices=ranks,
+        strategy=strategy,
+        callbacks=[watcher],
+        max_steps=STEPS,
+        log_every_n_steps=50,
+        use_distributed_sampler=False,
+        **{**defaults, **precision, **options},
+    )
+    torch.manual_seed(3)
     with recorder:
-        fit(
-            module,
-            devices=ranks,
-            strategy=strategy,
-            callbacks=[watcher],
-            max_steps=STEPS,
-            log_every_n_steps=50,
-            limit_val_batches=0,
-            **precision,
-            **options,
-        )
+        runner.fit(module(), Data())
     return watcher.found
 
 
