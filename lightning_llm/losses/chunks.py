@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lightning_llm.losses.softmax_rows import LossTerms, loss_rows_
 
-# Logits of one chunk, at least and at most. Products are near full speed from some 150 tokens on in
-# 16 bits on a CPU, from 250 on in float32, from a few thousand on on a GPU.
-_CHUNK_LOGITS_CPU = {2: (2**23, 2**24), 4: (13 * 2**20, 2**24), 8: (2**22, 2**22)}  # by bytes
+# Logits of one chunk, at least and at most: of a CPU, whose products are at full speed from some 250
+# tokens on, their number; of a GPU, which wants a few thousand tokens, their bytes.
+_CHUNK_LOGITS_CPU = (13 * 2**20, 2**24)
 _CHUNK_BYTES_ACCELERATOR = 2**30
 _MIN_CHUNK = {"cpu": 128}
 _MIN_CHUNK_ACCELERATOR = 2048
@@ -60,7 +60,7 @@ def auto_chunk_size(num_tokens: int, vocab_size: int, dtype: torch.dtype, device
     """
     bounds = (_CHUNK_BYTES_ACCELERATOR // dtype.itemsize,) * 2
     if device_type == "cpu":
-        bounds = _CHUNK_LOGITS_CPU[dtype.itemsize]
+        bounds = _CHUNK_LOGITS_CPU
     smallest = _MIN_CHUNK.get(device_type, _MIN_CHUNK_ACCELERATOR)
     least, most = (max(smallest, logits // vocab_size) for logits in bounds)
     largest = min(max(-(-num_tokens // 8), least), most)

@@ -55,8 +55,8 @@ def linear_cross_entropy(
         reduction: ``"sum"``; ``"mean"`` over tokens that count, 0 where none does; ``"none"``.
             ``"none"`` computes the logits again in the backward pass.
         chunk_size: tokens whose logits exist at a time. By default an eighth of them on a CPU,
-            between 8 Mi (float32: 13) and 16 Mi logits, and what fits 1 GiB on an accelerator; but
-            at least 128 and 2,048 tokens.
+            between 13 Mi and 16 Mi logits, and what fits 1 GiB on an accelerator; but at least 128
+            and 2,048 tokens.
         backend: ``"chunked"`` is the implementation here. ``"torch"`` (from 2.13 on, float32 and
             float64), ``"liger"`` (extra ``[liger]``, CUDA) and ``"cce"`` (extra ``[cce]``, CUDA,
             16-bit) are others, each with fewer options. ``"auto"`` is ``"chunked"``, except that a

@@ -70,7 +70,7 @@ def test_memory_is_a_fraction_of_the_plain_loss_at_a_workload_size() -> None:
     inputs.hidden.grad = inputs.weight.grad = None
     plain, _ = allocations(lambda: linear_cross_entropy_reference(*inputs[:3]).backward())
     gradients = (v + n) * d * 2
-    assert peak < gradients + 1.15 * 2**24
+    assert peak < gradients + 1.1 * 13 * 2**20 * 2
     assert peak < plain / 7
 
 
@@ -105,8 +105,8 @@ def test_no_gradient_memory_without_gradients() -> None:
         (0, 32_000, torch.float32, "cpu", 1),
         (100, 32_000, torch.float32, "cpu", 100),
         (2048, 32_000, torch.float32, "cpu", 416),
-        (2048, 32_000, torch.bfloat16, "cpu", 256),
-        (1024, 50_304, torch.bfloat16, "cpu", 160),
+        (2048, 32_000, torch.bfloat16, "cpu", 416),
+        (1024, 50_304, torch.bfloat16, "cpu", 256),
         (16_384, 32_000, torch.bfloat16, "cpu", 512),
         (2048, 10**6, torch.float32, "cpu", 128),
         (16_384, 50_304, torch.bfloat16, "cuda", 8192),
