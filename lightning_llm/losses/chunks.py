@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_llm.losses.softmax_rows import LossTerms, loss_rows_
 
-# Logits of one chunk, at least and at most: of a CPU, whose products are at full speed from some 250
+# Logits of one chunk, at least and at most: of a CPU, whose products are at full speed from 250
 # tokens on, their number; of a GPU, which wants a few thousand tokens, their bytes.
 _CHUNK_LOGITS_CPU = (13 * 2**20, 2**24)
 _CHUNK_BYTES_ACCELERATOR = 2**30
