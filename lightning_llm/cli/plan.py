@@ -61,7 +61,8 @@ def run_of(cli: PlanCLI) -> Run:
         ValueError: The recipe does not say how long or how many its sequences are.
     """
     options, trainer = cli.config, cli.config_init["trainer"]
-    world_size = options["world_size"] or _ranks_of(trainer)
+    asked = options["world_size"]
+    world_size = _ranks_of(trainer) if asked is None else asked
     strategy = trainer.get("strategy") or "auto"
     tokens_per_rank = _batch_shape(cli.data_options)
     run = Run(

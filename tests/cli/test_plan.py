@@ -1,0 +1,99 @@
+"""`lightning-llm plan`: a report for people, one for programs, and what cannot be planned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lightning_llm.cli.training  # noqa: F401  (its log handler, before output is captured)
+from lightning_llm.cli import main
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPE = ("--config", str(RECIPES / "pretrain" / "llama3_8b.yaml"))
+SHARDED = ("--config", str(RECIPES / "hardware" / "fsdp2.yaml"))
+
+
+def plan(capsys: Any, *arguments: str) -> str:
+    assert main(["plan", *arguments]) == 0
+    return str(capsys.readouterr().out)
+
+
+def test_json_of_llama_3_8b_on_4096_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads(plan(capsys, *RECIPE, *SHARDED, "--world_size", "4096", "--format", "json"))
+    assert report["parameters"] == 8_030_261_248  # Meta's count
+    assert report["world_size"] == report["shards"] == 4096
+    assert report["tokens_per_step"] == 4096 * 8 * 8192
+    # float32 weights, gradients and AdamW's two states: 16 bytes per weight over the ranks.
+    memory = report["memory_bytes_per_rank"]
+    states = memory["weights"] + memory["gradients"] + memory["optimizer"]
+    # At most a row more of each weight on the rank that has most.
+    assert 1.0 <= states / (16 * report["parameters"] / 4096) < 1.15
+    assert memory["total"] > states
+    assert report["fits"] == (memory["total"] <= memory["available"])
+    assert 0 < report["mfu_ceiling"] < 1
+    assert report["tokens_per_second"] == pytest.approx(
+        report["tokens_per_step"] / report["step_seconds"]
+    )
+    hours = report["gpu_hours"] / 4096 * 3600 * report["tokens_per_second"]
+    assert hours == pytest.approx(report["tokens"], rel=1e-6)
+
+
+def test_what_does_not_fit_is_told_with_a_remedy_that_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = json.loads(plan(capsys, *RECIPE, "--world_size", "1", "--format", "json"))
+    assert not report["fits"]
+    assert report["changes_to_fit"]
+    assert report["total_after_changes"] <= report["memory_bytes_per_rank"]["available"]
+
+
+def test_text_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan(capsys, *RECIPE, *SHARDED, "--world_size", "64")
+    for part in (
+        "64 x h100",
+        "8,030,261,248",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits",
+        "all_gather",
+        "reduce_scatter",
+        "tokens/s",
+        "MFU at most",
+        "GPU-hours",
+        "a prediction, not a measurement",
+    ):
+        assert part in text, part
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--device", "abacus"), "abacus"),
+        (("--world_size", "0"), "world_size=0"),
+        (("--data.init_args.seq_len", "9000"), "max_seq_len=8192"),
+        (("--trainer.strategy", "deepspeed_stage_2"), "deepspeed"),
+        (
+            (
+                *SHARDED,
+                "--trainer.strategy.init_args.tensor_parallel_size=2",
+                "--world_size",
+                "8",
+            ),
+            "tensor_parallel_size=2 cannot be planned",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_named(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    try:
+        code = main(["plan", *RECIPE, *arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code != 0
+    assert message in capsys.readouterr().err
