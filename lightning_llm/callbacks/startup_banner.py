@@ -105,7 +105,18 @@ def _step_and_run(trainer: Trainer, batch: Any) -> str:
     flops = find_token_flops(None, trainer.lightning_module)
     if flops is not None:
         run += f"  FLOPs per token: {short_number(flops.at(length)[0])}"
+        run += _shares(trainer.lightning_module, length)
     return f"step: {per_step:,} tokens ({', '.join(factors)})  run: {run}"
+
+
+def _shares(pl_module: LightningModule, length: int) -> str:
+    """Of the parts of a model that knows theirs: ``(attention 21%, mlp 48%, head 31%)``."""
+    by_part = getattr(getattr(pl_module, "model", None), "flops_by_part", None)
+    if not callable(by_part):
+        return ""
+    parts: dict[str, int] = by_part(length)
+    total = sum(parts.values()) or 1
+    return f" ({', '.join(f'{name} {count / total:.0%}' for name, count in parts.items())})"
 
 
 def _is_compiled(pl_module: LightningModule, strategy: Any) -> bool:
@@ -123,6 +134,8 @@ def _could_be_on(trainer: Trainer, pl_module: LightningModule, packing: Any) -> 
     off = []
     if not _is_compiled(pl_module, trainer.strategy):
         kind = "DDPStrategy" if trainer.world_size > 1 else "SingleDeviceStrategy"
+        if hasattr(trainer.strategy, "blocks"):  # one of ours, which sharding needs
+            kind = type(trainer.strategy).__name__
         off.append(f"compile=True of lightning_llm.strategies.{kind}")
     if str(trainer.precision).startswith("32") and _multiplies_bf16(device):
         off.append("precision bf16-mixed")

@@ -45,3 +45,18 @@ def flops_per_token(config: TransformerConfig, seq_len: int, *, causal: bool = F
             keys *= 1 - keys / (2 * seq_len)
         total += 12 * config.n_heads * config.head_dim * keys
     return round(total)
+
+
+def flops_by_part(config: TransformerConfig, seq_len: int) -> dict[str, int]:
+    """The operations of :func:`flops_per_token` of attention, MLP and head over all layers.
+
+    Norms, positions and the embedding's look-up count as nothing there and here.
+    """
+    assert config.n_kv_heads is not None
+    assert config.head_dim is not None
+    head = 6 * config.vocab_size * config.dim
+    projections = config.dim * config.head_dim * 2 * (config.n_heads + config.n_kv_heads)
+    products = 6 * matmul_parameters(config)
+    scores = flops_per_token(config, seq_len) - products
+    attention = 6 * config.n_layers * projections + scores
+    return {"attention": attention, "mlp": products + scores - attention - head, "head": head}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_llm.models.block import Block
 from lightning_llm.models.cache import KVCache
 from lightning_llm.models.config import TransformerConfig
-from lightning_llm.models.flops import flops_per_token
+from lightning_llm.models.flops import flops_by_part, flops_per_token
 from lightning_llm.models.linear import Embedding, Linear, project
 from lightning_llm.models.masks import MaskBuilder
 from lightning_llm.models.norms import build_norm
@@ -170,6 +170,10 @@ class Transformer(nn.Module):
     def flops_per_token(self, seq_len: int, *, causal: bool = False) -> int:
         """See :func:`lightning_llm.models.flops.flops_per_token`."""
         return flops_per_token(self.config, seq_len, causal=causal)
+
+    def flops_by_part(self, seq_len: int) -> dict[str, int]:
+        """See :func:`lightning_llm.models.flops.flops_by_part`."""
+        return flops_by_part(self.config, seq_len)
 
     def aux_loss(self) -> Tensor | None:
         """Weighted sum of the layers' load-balancing losses in the last training forward.

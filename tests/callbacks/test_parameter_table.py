@@ -43,9 +43,16 @@ def test_shown_unless_the_summary_is_off(summary: bool, capsys: pytest.CaptureFi
 def test_flops_per_token_are_told_where_they_are_known(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    class Parts(torch.nn.Module):
+        def flops_by_part(self, seq_len: int) -> dict[str, int]:
+            return {"attention": 250 * seq_len, "head": 750 * seq_len}
+
     class Counted(Bigram):
+        model = Parts()
+
         def flops_per_token(self, seq_len: int) -> int:
             return 1000 * seq_len
 
     trainer(callbacks=[StartupBanner()]).fit(Counted(), loader(make_rows(2)))
-    assert "FLOPs per token: 6.00k" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "FLOPs per token: 6.00k (attention 25%, head 75%)" in told

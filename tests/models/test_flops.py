@@ -78,3 +78,21 @@ def test_windows_and_causality() -> None:
         seen = sum(min(t + 1, window) for t in range(100)) / 100
         causal = attention(replace(config, sliding_window=window), causal=True)
         assert causal / (12 * 3 * 64) == pytest.approx(seen, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"n_kv_heads": 2, "mlp": "gelu"}, {"tie_embeddings": False, "vocab_size": 301}]
+)
+def test_parts_are_those_of_the_modules(fields: dict[str, object]) -> None:
+    config = TransformerConfig(**{**SIZES, **fields})
+    with torch.device("meta"):
+        model = Transformer(config)
+        ids = torch.zeros(2, 128, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(ids).sum().backward()
+    seen = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    parts = model.flops_by_part(128)
+    for part in ("attention", "mlp"):
+        names = [f"Transformer.blocks.{layer}.{part}" for layer in range(config.n_layers)]
+        assert sum(seen[name] for name in names) / ids.numel() == pytest.approx(parts[part])
+    assert sum(parts.values()) == model.flops_per_token(128)
