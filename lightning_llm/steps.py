@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as L
@@ -170,16 +170,21 @@ class TokenLossModule(L.LightningModule):
             self._grad_norm = torch.nn.utils.get_total_norm(gradients)
 
     @override
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
         """Step, then free the gradients, so that no forward pass needs room beside them.
 
         Lightning keeps them until the next backward pass begins; so does this where a callback
         or the module looks at them there (``on_before_zero_grad``).
         """
-        super().optimizer_step(*args, **kwargs)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self._frees_gradients:
-            for optimizer in self.trainer.optimizers:
-                optimizer.zero_grad()
+            optimizer.zero_grad()
 
     def on_fit_start(self) -> None:
         """Start every fit with fresh counters."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from lightning_llm.data.argument_problems import choice_problems, size_problems
 from lightning_llm.data.corpus import Part
 from lightning_llm.data.packed_examples import TooLong
 from lightning_llm.data.rows import AlignedRows, DatasetRows, FileRows, FirstRows, RowSource
@@ -37,15 +38,11 @@ def check_examples(owner: str, arguments: Mapping[str, Any], problems: Sequence[
         ValueError: One error that lists every problem.
     """
     found = [*_source_problems(arguments), *problems]
-    for name, allowed in (("packing", get_args(ExamplePacking)), ("too_long", get_args(TooLong))):
-        if arguments[name] not in allowed:
-            found.append(f"{name}={arguments[name]!r} must be one of {', '.join(allowed)}")
+    found += choice_problems(arguments, "packing", ExamplePacking)
+    found += choice_problems(arguments, "too_long", TooLong)
     if not 0.0 <= arguments["val_fraction"] < 1.0:
         found.append(f"val_fraction={arguments['val_fraction']} must be at least 0 and below 1")
-    for name, least in _AT_LEAST.items():
-        value = arguments[name]
-        if value is not None and value < least:
-            found.append(f"{name}={value} must be at least {least}")
+    found += size_problems(arguments, _AT_LEAST)
     if found:
         raise ValueError(f"{owner}: " + "; ".join(found))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from lightning_llm.data.best_fit import best_fit
 from lightning_llm.data.store import TokenStore
 
 Batch = dict[str, Tensor]
+Packing = Literal["concat", "best_fit", "pad"]
 IGNORE_INDEX = -100
 PADDING_DOCUMENT = -1
 
@@ -275,6 +276,15 @@ class PackedDocuments:
         grid = np.full(rows * self.seq_len, fill, dtype=np.int64)
         grid[cell] = values
         return grid.reshape(rows, self.seq_len)
+
+
+def pack(
+    store: TokenStore, packing: Packing, seq_len: int, *, mask_documents: bool, pad_id: int
+) -> ConcatWindows | PackedDocuments:
+    """Return the rows of a store that a datamodule's ``packing`` stands for."""
+    if packing == "concat":
+        return ConcatWindows(store, seq_len, mask_documents=mask_documents, pad_id=pad_id)
+    return PackedDocuments(store, seq_len, one_per_row=packing == "pad", pad_id=pad_id)
 
 
 def _check_seq_len(seq_len: int) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any
 
+from lightning_llm.data.argument_problems import (
+    choice_problems,
+    packing_problems,
+    size_problems,
+)
 from lightning_llm.data.corpus import Corpus, DatasetCorpus, FileCorpus
 from lightning_llm.data.sources import DecodeErrors, expand_files
 from lightning_llm.data.tokenizer import TokenizerSpec
-
-Packing = Literal["concat", "best_fit", "pad"]
 
 _AT_LEAST = {
     "seq_len": 1,
@@ -29,23 +32,13 @@ def check(arguments: Mapping[str, Any]) -> None:
         ValueError: One error that lists every problem.
     """
     problems = _source_problems(SimpleNamespace(**arguments))
-    for name, allowed in (("packing", get_args(Packing)), ("errors", get_args(DecodeErrors))):
-        if arguments[name] not in allowed:
-            problems.append(f"{name}={arguments[name]!r} must be one of {', '.join(allowed)}")
-    if arguments["packing"] == "best_fit" and arguments["mask_documents"] is False:
-        problems.append(
-            "mask_documents=False: packing='best_fit' always keeps documents apart; leave it out, "
-            "or use packing='concat'"
-        )
+    problems += packing_problems(arguments) + choice_problems(arguments, "errors", DecodeErrors)
     if not 0.0 <= arguments["val_fraction"] < 1.0:
         problems.append(f"val_fraction={arguments['val_fraction']} must be at least 0 and below 1")
     for name in ("fim_rate", "fim_spm_rate"):
         if not 0.0 <= arguments[name] <= 1.0:
             problems.append(f"{name}={arguments[name]} must be between 0 and 1")
-    for name, least in _AT_LEAST.items():
-        value = arguments[name]
-        if value is not None and value < least:
-            problems.append(f"{name}={value} must be at least {least}")
+    problems += size_problems(arguments, _AT_LEAST)
     if problems:
         raise ValueError("TextDataModule: " + "; ".join(problems))
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from lightning_llm.data.corpus import Part
 from lightning_llm.data.fill_in_the_middle import FillInTheMiddle
-from lightning_llm.data.packing import ConcatWindows, PackedDocuments
+from lightning_llm.data.packing import ConcatWindows, PackedDocuments, Packing, pack
 from lightning_llm.data.prepare import PreparedText
 from lightning_llm.data.prepared_datamodule import PreparedDataModule
 from lightning_llm.data.sources import DecodeErrors
 from lightning_llm.data.store import TokenStore
-from lightning_llm.data.text_arguments import Packing, check, corpora, tokenizer_spec
+from lightning_llm.data.text_arguments import check, corpora, tokenizer_spec
 from lightning_llm.data.tokenizer import TokenizerSpec
 
 _DEFAULT_TOKENIZER = TokenizerSpec()
@@ -134,11 +134,10 @@ class TextDataModule(PreparedDataModule):
         return self._prepared.prepare()
 
     def _pack(self, part: Part) -> ConcatWindows | PackedDocuments:
-        store, pad_id = self._stores[part], self.tokenizer.pad_token_id
-        if self.packing == "concat":
-            return ConcatWindows(
-                store, self.seq_len, mask_documents=self.mask_documents, pad_id=pad_id
-            )
-        return PackedDocuments(
-            store, self.seq_len, one_per_row=self.packing == "pad", pad_id=pad_id
+        return pack(
+            self._stores[part],
+            self.packing,
+            self.seq_len,
+            mask_documents=self.mask_documents,
+            pad_id=self.tokenizer.pad_token_id,
         )

@@ -91,19 +91,22 @@ def tiktoken_encoder(tokenizer: PreTrainedTokenizerFast) -> Encode:
     def encode_run(run: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         normal = list(map(normalized, run))
         if any(name in text for text in (*run, *normal) for name in (_BORDER, *added)):
-            return [by_tokenizer(run[0])] if len(run) == 1 else one_by_one(run)
+            return apart(run)
         joined = _BORDER.join(normal)
         try:
             ids = encoding.encode_to_numpy(
                 joined, allowed_special={_BORDER}, disallowed_special=()
             ).view(np.int32)
         except ValueError:  # a run of a million spaces is too much for its regular expressions
-            return [by_tokenizer(run[0])] if len(run) == 1 else one_by_one(run)
+            return apart(run)
         stops = [*np.flatnonzero(ids == border).tolist(), len(ids)]
         starts = [0, *(stop + 1 for stop in stops[:-1])]
         return [ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
-    def one_by_one(run: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    def apart(run: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The texts of a run that one call cannot do, and in the end the one text."""
+        if len(run) == 1:
+            return [by_tokenizer(run[0])]
         return [encode_run([text])[0] for text in run]
 
     return lambda texts: [ids for run in _runs(texts) for ids in encode_run(run)]

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from lightning_llm.data.argument_problems import packing_problems, size_problems
 from lightning_llm.data.corpus import Part
-from lightning_llm.data.packing import ConcatWindows, PackedDocuments
+from lightning_llm.data.packing import ConcatWindows, PackedDocuments, Packing, pack
 from lightning_llm.data.prepared_datamodule import PreparedDataModule
 from lightning_llm.data.raw_tokens import RawTokenStore, TokenDtype
 from lightning_llm.data.several_stores import SeveralRows, SeveralStores
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.stored_tokens import StoredTokens, expand_stores
-from lightning_llm.data.text_arguments import Packing
 from lightning_llm.data.tokenizer import TokenizerSpec
 
 if TYPE_CHECKING:
@@ -140,7 +140,6 @@ class TokenDataModule(PreparedDataModule):
         return self._pack_one(store)
 
     def _pack_one(self, store: TokenStore) -> ConcatWindows | PackedDocuments:
-        pad_id = 0 if self.tokenizer is None else self.tokenizer.pad_token_id
         apart = self.mask_documents or self.packing != "concat"
         if apart and isinstance(store, RawTokenStore) and store.eos_id is None:
             raise ValueError(
@@ -148,28 +147,16 @@ class TokenDataModule(PreparedDataModule):
                 "keeps documents apart, and nothing says where they end. Give eos_id, the id that "
                 "ends a document (50256 for GPT-2's), or the tokenizer."
             )
-        if self.packing == "concat":
-            return ConcatWindows(
-                store, self.seq_len, mask_documents=self.mask_documents, pad_id=pad_id
-            )
-        return PackedDocuments(
-            store, self.seq_len, one_per_row=self.packing == "pad", pad_id=pad_id
+        return pack(
+            store,
+            self.packing,
+            self.seq_len,
+            mask_documents=self.mask_documents,
+            pad_id=0 if self.tokenizer is None else self.tokenizer.pad_token_id,
         )
 
 
 def _check(arguments: Mapping[str, Any]) -> None:
-    problems = []
-    if arguments["packing"] not in get_args(Packing):
-        known = ", ".join(get_args(Packing))
-        problems.append(f"packing={arguments['packing']!r} must be one of {known}")
-    if arguments["packing"] == "best_fit" and arguments["mask_documents"] is False:
-        problems.append(
-            "mask_documents=False: packing='best_fit' always keeps documents apart; leave it out, "
-            "or use packing='concat'"
-        )
-    for name, least in _AT_LEAST.items():
-        value = arguments[name]
-        if value is not None and value < least:
-            problems.append(f"{name}={value} must be at least {least}")
+    problems = packing_problems(arguments) + size_problems(arguments, _AT_LEAST)
     if problems:
         raise ValueError("TokenDataModule: " + "; ".join(problems))

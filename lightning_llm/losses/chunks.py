@@ -19,7 +19,7 @@ from lightning_llm.losses.softmax_rows import LossTerms, loss_rows_
 # tokens on, their number; of a GPU, which wants a few thousand tokens, their bytes.
 _CHUNK_LOGITS_CPU = (13 * 2**20, 2**24)
 _CHUNK_BYTES_ACCELERATOR = 2**30
-_MIN_CHUNK = {"cpu": 128}
+_MIN_CHUNK_CPU = 128
 _MIN_CHUNK_ACCELERATOR = 2048
 # Chunks whose weight gradients are summed in 16 bits before the sum is added in float32. float16
 # has the digits but not the range.
@@ -58,10 +58,10 @@ def auto_chunk_size(num_tokens: int, vocab_size: int, dtype: torch.dtype, device
 
     Eight is as many chunks as :class:`WeightGradient` sums without a second sum.
     """
-    bounds = (_CHUNK_BYTES_ACCELERATOR // dtype.itemsize,) * 2
     if device_type == "cpu":
-        bounds = _CHUNK_LOGITS_CPU
-    smallest = _MIN_CHUNK.get(device_type, _MIN_CHUNK_ACCELERATOR)
+        smallest, bounds = _MIN_CHUNK_CPU, _CHUNK_LOGITS_CPU
+    else:
+        smallest, bounds = _MIN_CHUNK_ACCELERATOR, (_CHUNK_BYTES_ACCELERATOR // dtype.itemsize,) * 2
     least, most = (max(smallest, logits // vocab_size) for logits in bounds)
     largest = min(max(-(-num_tokens // 8), least), most)
     if num_tokens <= largest:

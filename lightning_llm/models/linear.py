@@ -54,9 +54,9 @@ class Embedding(nn.Embedding):
         """Looks up rows (..., D) of ids (...)."""
         if not (self.tied and _adds_rows(self.weight)):
             return super().forward(input)
-        if not hasattr(self.weight, "stays_dense"):
-            hook = self.weight.register_post_accumulate_grad_hook(_make_dense)
-            self.weight.stays_dense = hook  # type: ignore[attr-defined]
+        # Asked of the weight: copies, and what a pickle gives back, have lost their hooks.
+        if _make_dense not in (self.weight._post_accumulate_grad_hooks or {}).values():
+            self.weight.register_post_accumulate_grad_hook(_make_dense)
         return F.embedding(input, self.weight, sparse=True)
 
 

@@ -28,6 +28,18 @@ def test_model_step_and_run_of_a_foreign_module(capsys: pytest.CaptureFixture[st
     assert "could be on: compile=True of lightning_llm.strategies.SingleDeviceStrategy" in text
 
 
+def test_the_strategy_in_use_is_the_one_to_compile_with() -> None:
+    from types import SimpleNamespace
+
+    from lightning_llm.callbacks.startup_banner import _could_be_on
+
+    options = SimpleNamespace(compile=False, activation_checkpointing="none")
+    sharded = type("FSDP2Strategy", (), {"root_device": torch.device("cpu"), "blocks": options})
+    run = SimpleNamespace(strategy=sharded(), world_size=2, precision="bf16-mixed", optimizers=[])
+    offers = _could_be_on(run, Bigram(), None)
+    assert "compile=True of lightning_llm.strategies.FSDP2Strategy" in offers
+
+
 def test_frozen_parameters_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     module = Bigram()
     module.frozen = torch.nn.Linear(10, 100, bias=False).requires_grad_(False)

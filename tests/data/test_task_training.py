@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from fsdp2_runs import spawn
 from lightning.pytorch.callbacks import ModelCheckpoint
 from task_batches import SMALL, write_lines
 
@@ -24,9 +25,14 @@ WORDS = "zero one two three four five six seven eight nine".split()
 
 
 def module(folder: Path, **options: Any) -> TranslationDataModule:
+    """Rows, written and opened."""
     pairs = [f"{a} {b}\t{b} 然后再来 {a}" for a in WORDS for b in WORDS]
     write_lines(folder / "train.tsv", [pair for i, pair in enumerate(pairs) if i % 9])
     write_lines(folder / "val.tsv", pairs[::9])
+    return opened(folder, **options)
+
+
+def opened(folder: Path, **options: Any) -> TranslationDataModule:
     return TranslationDataModule(
         train_files=folder / "train.tsv",
         val_files=folder / "val.tsv",
@@ -96,14 +102,26 @@ def guess(module: Any, prompts: list[str]) -> list[str]:
     return [f"{prompt.split()[1]} 然后再来 zero" for prompt in prompts]
 
 
+def scores(folder: Path, **options: Any) -> dict[str, float]:
+    """What monitors make of the rows in a folder, on the ranks of this run."""
+    data = opened(folder)
+    run = trainer(
+        folder,
+        callbacks=[BLEUMonitor("zh", generate_fn=guess), PerplexityMonitor()],
+        **options,
+    )
+    (found,) = run.validate(model(data), data, verbose=False)
+    return {name: float(value) for name, value in found.items()}
+
+
+def on_two_ranks(folder: Path) -> dict[str, float]:
+    return scores(folder, devices=2, strategy="ddp")
+
+
 def test_scores_on_two_ranks_are_those_of_one(tmp_path: Path) -> None:
-    data = module(tmp_path)
-    lm = model(data)
-    scores: list[Any] = []
-    for options in ({}, {"devices": 2, "strategy": "ddp_spawn"}):
-        monitors = [BLEUMonitor("zh", generate_fn=guess), PerplexityMonitor()]
-        run = trainer(tmp_path, callbacks=monitors, **options)
-        scores += run.validate(lm, module(tmp_path), verbose=False)
-    assert 20 < scores[0]["val_bleu"] < 90
-    for name in ("val_bleu", "val_chrf", "val_perplexity", "val_loss"):
-        assert scores[1][name] == pytest.approx(scores[0][name], rel=1e-5), name
+    module(tmp_path)
+    alone = scores(tmp_path)
+    assert 20 < alone["val_bleu"] < 90
+    for found in spawn(on_two_ranks, 2, tmp_path):
+        for name in ("val_bleu", "val_chrf", "val_perplexity", "val_loss"):
+            assert found[name] == pytest.approx(alone[name], rel=1e-5), name

@@ -1,6 +1,8 @@
 """The gradient of a table that embedding and head share."""
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -68,6 +70,18 @@ def test_no_table_of_zeros_is_made(model: Transformer, ids: torch.Tensor) -> Non
 
 def test_16_bit_tables_sum_rows_first(model: Transformer, ids: torch.Tensor) -> None:
     model.bfloat16()
-    _loss(model, ids, "chunked loss").backward()
+    _loss(model, ids, "no head").backward()
     assert model.embedding.weight.grad is not None
-    assert not hasattr(model.embedding.weight, "stays_dense")
+    assert model.embedding.weight.grad.layout == torch.strided
+    assert not model.embedding.weight._post_accumulate_grad_hooks
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_stay_dense_too(
+    model: Transformer, ids: torch.Tensor, again: Callable[[Transformer], Transformer]
+) -> None:
+    _loss(model, ids, "no head").backward()
+    model.zero_grad()
+    other = again(model)
+    _loss(other, ids, "no head").backward()
+    assert other.embedding.weight.grad.layout == torch.strided

@@ -1,0 +1,36 @@
+"""What is wrong with arguments that several datamodules have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from lightning_llm.data.packing import Packing
+
+
+def packing_problems(arguments: Mapping[str, Any]) -> list[str]:
+    """What is wrong with ``packing`` and ``mask_documents``."""
+    problems = choice_problems(arguments, "packing", Packing)
+    if arguments["packing"] == "best_fit" and arguments["mask_documents"] is False:
+        problems.append(
+            "mask_documents=False: packing='best_fit' always keeps documents apart; leave it out, "
+            "or use packing='concat'"
+        )
+    return problems
+
+
+def choice_problems(arguments: Mapping[str, Any], name: str, allowed: Any) -> list[str]:
+    """What is wrong with an argument that is one of a ``Literal``."""
+    if arguments[name] in get_args(allowed):
+        return []
+    return [f"{name}={arguments[name]!r} must be one of {', '.join(get_args(allowed))}"]
+
+
+def size_problems(arguments: Mapping[str, Any], at_least: Mapping[str, int]) -> list[str]:
+    """Which arguments are below their least value; None is none."""
+    given = {name: arguments[name] for name in at_least}
+    return [
+        f"{name}={value} must be at least {at_least[name]}"
+        for name, value in given.items()
+        if value is not None and value < at_least[name]
+    ]
