@@ -62,7 +62,7 @@ TIERS = {
     "optim": tier(),
     "generation": tier("models"),
     "metrics": tier(libraries="torchmetrics", lazy="sacrebleu"),
-    "reporting": tier(),
+    "reporting": tier(lazy="PIL"),
     "callbacks": tier("metrics reporting", "lightning torchmetrics"),
     "plugins": tier(libraries="lightning"),
     "strategies": tier("models plugins", "lightning"),

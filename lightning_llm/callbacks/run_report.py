@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -22,7 +23,21 @@ class RunReport(Callback):
     Both go to the directory of the trainer's ``CSVLogger``, whose ``metrics.csv`` the page is drawn
     from; without one, the callback warns and does nothing. Rank zero writes. A page that cannot be
     written is only warned of. ``lightning-llm report RUN_DIR`` draws the same page at any time.
+
+    Args:
+        png: Write each chart as a picture too, to the folder ``png`` beside the page.
+
+    Raises:
+        ModuleNotFoundError: ``png=True``, and Pillow is not installed.
     """
+
+    def __init__(self, *, png: bool = False) -> None:
+        super().__init__()
+        self.png = png
+        if png:  # now and not after the run
+            from lightning_llm.reporting.png import check_pillow
+
+            check_pillow()
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -35,11 +50,13 @@ class RunReport(Callback):
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         facts = {
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
             "devices": f"{trainer.world_size} x {name}",
             "precision": str(trainer.precision),
             "strategy": type(trainer.strategy).__name__,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
+            "cuda": torch.version.cuda,
             "lightning": lightning.__version__,
             "lightning_llm": __version__,
         }
@@ -56,13 +73,15 @@ class RunReport(Callback):
         if directory is None:
             return
         # Not before it is needed: the callbacks alone stay light.
-        from lightning_llm.reporting import read_run, render_report
+        from lightning_llm.reporting import read_run, render_report, write_pngs
 
         for logger in trainer.loggers:
             logger.save()  # the rows since the last flush
         try:
-            page = render_report([read_run(directory)])
-            (directory / "report.html").write_text(page, encoding="utf-8")
+            run = read_run(directory)
+            (directory / "report.html").write_text(render_report([run]), encoding="utf-8")
+            if self.png:
+                write_pngs([run], directory / "png")
         except (OSError, ValueError) as error:
             rank_zero_warn(f"RunReport wrote no page: {error}")
             return

@@ -130,7 +130,8 @@ def _raised_on_purpose(error: BaseException) -> bool:
     raised_in = Path(frames[-1].filename).resolve() if frames else Path()
     if raised_in.is_relative_to(Path(__file__).resolve().parents[1]):
         return True
-    lightning_checks = isinstance(error, ValueError | TypeError) or (
+    # A logger without its package is a ModuleNotFoundError that says what to install.
+    lightning_checks = isinstance(error, ValueError | TypeError | ModuleNotFoundError) or (
         type(error).__name__ == "MisconfigurationException"
     )
     return lightning_checks and "lightning" in raised_in.parts

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.profilers import Profiler
 
-from lightning_llm.callbacks import HFExport, SampleText, SaveAtEnd
+from lightning_llm.callbacks import HFExport, RunReport, SampleText, SaveAtEnd
 
 # What writes files, and what could end the run before the last measured step.
-_LEFT_OUT = (Checkpoint, HFExport, SampleText, SaveAtEnd, EarlyStopping, Timer)
+_LEFT_OUT = (Checkpoint, HFExport, RunReport, SampleText, SaveAtEnd, EarlyStopping, Timer)
 
 
 @contextmanager

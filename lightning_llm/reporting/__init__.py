@@ -1,8 +1,9 @@
-"""One HTML page of one or several runs, from the files they left; standard library only."""
+"""Pictures of one or several runs, from the files they left; standard library only, PNGs apart."""
 
 from __future__ import annotations
 
 from lightning_llm.reporting.page import render_report
-from lightning_llm.reporting.run import Run, read_run
+from lightning_llm.reporting.png import write_pngs
+from lightning_llm.reporting.run import Row, Run, read_run, read_runs
 
-__all__ = ["Run", "read_run", "render_report"]
+__all__ = ["Row", "Run", "read_run", "read_runs", "render_report", "write_pngs"]

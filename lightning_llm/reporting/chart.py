@@ -1,29 +1,80 @@
-"""A line chart as SVG text."""
+"""Where the lines, ticks and labels of a chart lie, for whatever draws it."""
 
 from __future__ import annotations
 
 import math
-from html import escape
+from dataclasses import dataclass
 from typing import NamedTuple
 
-_WIDTH, _HEIGHT = 560, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 12, 40
+WIDTH, HEIGHT = 560, 280
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 12, 40  # margins around the lines
 _MOST_POINTS = 600  # about one per pixel
 
 
 class Line(NamedTuple):
-    """One line of a chart: its class ``c0`` .. ``c7`` sets its colour."""
+    """One column of one run; ``colour`` is the number of the run's colour."""
 
-    label: str
+    run: str
+    column: str
     colour: int
     dashed: bool
     points: list[tuple[float, float]]
 
 
-def line_chart(title: str, x_label: str, lines: list[Line]) -> str:
-    """An ``<svg>`` of ``lines``, of which at least one has points."""
-    xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
+@dataclass(frozen=True)
+class Chart:
+    """Lines over one axis.
+
+    Attributes:
+        title: What is drawn, such as ``Loss``.
+        axis: What it is drawn over: ``tokens``, ``step`` or ``minutes``.
+        lines: At least one, each with at least one point.
+    """
+
+    title: str
+    axis: str
+    lines: list[Line]
+
+    @property
+    def heading(self) -> str:
+        """``Loss over tokens``."""
+        return f"{self.title} over {self.axis}"
+
+    @property
+    def note(self) -> str:
+        """The columns, and what a dashed line means if there is one."""
+        columns = ", ".join(sorted({line.column for line in self.lines}))
+        dashed = any(line.dashed for line in self.lines)
+        return columns + ("; dashed: evaluation" if dashed else "")
+
+
+class Label(NamedTuple):
+    """A text whose baseline is at ``y``; it ends at ``x``, or has its middle there."""
+
+    x: float
+    y: float
+    text: str
+    ends: bool
+
+
+class Layout(NamedTuple):
+    """A chart in pixels of a picture of ``WIDTH`` by ``HEIGHT``, from the upper left corner.
+
+    Attributes:
+        grid: Heights of the horizontal lines.
+        labels: Of both axes.
+        curves: The places of each line's points.
+    """
+
+    grid: list[float]
+    labels: list[Label]
+    curves: list[list[tuple[float, float]]]
+
+
+def lay_out(chart: Chart) -> Layout:
+    """Place the parts of a chart."""
+    xs = [x for line in chart.lines for x, _ in line.points]
+    ys = [y for line in chart.lines for _, y in line.points]
     x0, x1 = min(xs), max(xs)  # a run fills the width, wherever the round numbers are
     x_ticks = [tick for tick in _ticks(x0, x1) if x0 <= tick <= x1]
     y_ticks = _ticks(min(ys), max(ys))
@@ -33,47 +84,28 @@ def line_chart(title: str, x_label: str, lines: list[Line]) -> str:
         across = (x - x0) / ((x1 - x0) or 1.0)
         up = (y - y0) / ((y1 - y0) or 1.0)
         return (
-            _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
-            _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM),
+            LEFT + across * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM),
         )
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">']
-    for tick in y_ticks:
-        _, y = place(x0, tick)
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        parts.append(f'<text class="y" x="{_LEFT - 6}" y="{y + 4:.1f}">{_number(tick)}</text>')
-    for tick in x_ticks:
-        x, _ = place(tick, y0)
-        parts.append(f'<text class="x" x="{x:.1f}" y="{_HEIGHT - 22}">{_number(tick)}</text>')
-    parts.append(
-        f'<text class="x" x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 4}">{escape(x_label)}</text>'
-    )
-    for line in lines:
-        places = [place(x, y) for x, y in _thinned(line.points)]
-        look = f"line c{line.colour}" + (" dashed" if line.dashed else "")
-        hint = f"<title>{escape(line.label)}</title>"
-        if len(places) == 1:
-            (x, y) = places[0]
-            parts.append(f'<circle class="{look}" cx="{x:.1f}" cy="{y:.1f}" r="3">{hint}</circle>')
-        elif places:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            parts.append(f'<polyline class="{look}" points="{path}">{hint}</polyline>')
-    return "\n".join([*parts, "</svg>"])
+    grid = [place(x0, tick)[1] for tick in y_ticks]
+    labels = [Label(LEFT - 6, y + 4, _number(tick), True) for tick, y in zip(y_ticks, grid)]
+    labels += [Label(place(tick, y0)[0], HEIGHT - 22, _number(tick), False) for tick in x_ticks]
+    labels.append(Label((LEFT + WIDTH) / 2, HEIGHT - 4, chart.axis, False))
+    curves = [[place(x, y) for x, y in _thinned(line.points)] for line in chart.lines]
+    return Layout(grid, labels, curves)
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most about ``_MOST_POINTS``, with the lowest and the highest of each stretch."""
+    """At most about ``_MOST_POINTS``: the ends, and the extremes of each stretch."""
     if len(points) <= _MOST_POINTS:
         return points
     size = math.ceil(2 * len(points) / _MOST_POINTS)
-    kept = []
+    kept = {0, len(points) - 1}
     for start in range(0, len(points), size):
-        stretch = points[start : start + size]
-        ends = {min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])}
-        kept += sorted(ends)
-    return kept
+        stretch = range(start, min(start + size, len(points)))
+        kept |= {min(stretch, key=lambda i: points[i][1]), max(stretch, key=lambda i: points[i][1])}
+    return [points[index] for index in sorted(kept)]
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -6,11 +6,20 @@ import csv
 import json
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 Points = list[tuple[float, float]]
+_NAME_PARTS = 3  # such as quickstart/lightning_logs/version_0
+
+
+class Row(NamedTuple):
+    """One sample: the optimizer step it was taken at, and name -> text."""
+
+    step: float
+    texts: dict[str, str]
 
 
 @dataclass
@@ -20,16 +29,20 @@ class Run:
     Attributes:
         name: Shown in legends.
         series: Column of ``metrics.csv`` -> (optimizer step, value), finite values only.
-        samples: Rows of ``samples.jsonl``: step, prompt, text.
+        samples: Title -> rows of ``samples.jsonl`` and of the callbacks' ``…_samples.jsonl``.
         texts: Title -> text of the files that describe the run.
         problems: A sentence for each row or file that could not be read.
     """
 
     name: str
     series: dict[str, Points] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    samples: dict[str, list[Row]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+
+    def over_steps(self, column: str) -> Points:
+        """A column over optimizer steps."""
+        return self.series.get(column, [])
 
     def over_tokens(self, column: str) -> Points:
         """A column over target tokens; no points where tokens were not counted."""
@@ -47,21 +60,16 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Read a directory of Lightning's ``CSVLogger``.
+    """Read a directory of Lightning's ``CSVLogger``, or one above a single such directory.
 
     Raises:
-        ValueError: It has no ``metrics.csv``.
+        ValueError: There is no ``metrics.csv``, or there are several.
     """
-    metrics = directory / "metrics.csv"
-    if not metrics.is_file():
-        found = sorted(directory.rglob("metrics.csv"))[:3]
-        hint = f"; did you mean {str(found[0].parent)!r}?" if found else ""
-        raise ValueError(
-            f"RUN_DIR {str(directory)!r} has no metrics.csv, which CSVLogger writes{hint}"
-        )
-    run = Run(name="/".join(directory.resolve().parts[-2:]))
-    _read_metrics(metrics, run)
-    _read_samples(directory / "samples.jsonl", run)
+    directory = _log_directory(directory)
+    run = Run(name=_name(directory, _NAME_PARTS))
+    _read_metrics(directory / "metrics.csv", run)
+    for path in sorted(directory.glob("*samples.jsonl"), key=lambda path: len(path.name)):
+        _read_samples(path, run)
     titles = {
         "config.yaml": "Recipe",
         "hparams.yaml": "Hyperparameters",
@@ -72,6 +80,34 @@ def read_run(directory: Path) -> Run:
         if path.is_file():
             run.texts[title] = path.read_text(encoding="utf-8", errors="replace").strip()
     return run
+
+
+def read_runs(directories: Sequence[Path]) -> list[Run]:
+    """Read several such directories, with names that tell them apart."""
+    runs = [read_run(directory) for directory in directories]
+    found = [_log_directory(directory) for directory in directories]
+    count = _NAME_PARTS
+    longest = max((len(directory.resolve().parts) for directory in found), default=0)
+    while count < longest and len({_name(directory, count) for directory in found}) < len(runs):
+        count += 1
+    for run, directory in zip(runs, found):
+        run.name = _name(directory, count)
+    return runs
+
+
+def _name(directory: Path, parts: int) -> str:
+    return "/".join(directory.resolve().parts[-parts:])
+
+
+def _log_directory(directory: Path) -> Path:
+    if (directory / "metrics.csv").is_file():
+        return directory
+    found = sorted(directory.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
+    if len(found) == 1:
+        return found[0].parent
+    problem = f"has {len(found)} logs below it" if found else "has no metrics.csv"
+    remedy = f"; the newest is {str(found[-1].parent)!r}" if found else ", which CSVLogger writes"
+    raise ValueError(f"RUN_DIR {str(directory)!r} {problem}{remedy}")
 
 
 def _read_metrics(path: Path, run: Run) -> None:
@@ -97,17 +133,25 @@ def _read_metrics(path: Path, run: Run) -> None:
 
 
 def _read_samples(path: Path, run: Run) -> None:
-    if not path.is_file():
-        return
+    rows: list[Row] = []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            run.samples.append({key: row[key] for key in ("step", "prompt", "text")})
-        except (ValueError, KeyError, TypeError):
+            values = json.loads(line)
+            step = float(values.pop("step"))
+            values.pop("epoch", None)
+            texts = {str(name): str(text) for name, text in values.items()}
+            if not (math.isfinite(step) and texts):
+                raise ValueError("no step or no text")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             run.problems.append(f"{path.name}, line {number}: left out, not a sample")
+            continue
+        rows.append(Row(step, texts))
+    if rows:
+        words = path.stem.replace("bleu", "BLEU").replace("_", " ")
+        run.samples[words[:1].upper() + words[1:]] = rows
 
 
 def _moved(points: Points, clock: Points) -> Points:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_llm.callbacks import RunReport
 from lightning_llm.cli import main
-from lightning_llm.reporting import read_run, render_report
+from lightning_llm.reporting import read_run, read_runs, render_report
 
 HOSTILE = "</pre><script>alert(1)</script>"
 
@@ -61,7 +62,7 @@ def test_texts_are_escaped_and_charts_are_valid(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
     assert "http" not in page
     charts = ["<svg" + part.split("</svg>")[0] + "</svg>" for part in page.split("<svg")[1:]]
-    assert len(charts) == 3  # loss, memory over tokens, memory over minutes
+    assert len(charts) == 4  # loss and memory, over tokens and over minutes
     for chart in charts:
         assert ET.fromstring(chart).tag == "svg"
 
@@ -76,14 +77,34 @@ def test_command_compares_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "line 13" in capsys.readouterr().err
 
 
-def test_folder_without_metrics_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    assert main(["report", str(tmp_path / "logs")]) == 1
+    assert "has no metrics.csv, which CSVLogger writes" in capsys.readouterr().err
     write_run(tmp_path / "logs" / "version_0")
-    assert main(["report", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert "has no metrics.csv" in error
-    assert "version_0" in error
+    assert main(["report", str(tmp_path / "logs")]) == 0  # the only run below it
+    assert (tmp_path / "logs" / "report.html").is_file()
+    later = write_run(tmp_path / "logs" / "version_1") / "metrics.csv"
+    os.utime(later, (2_000_000_000, 2_000_000_000))
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "logs")]) == 1
+    assert "has 2 logs below it; the newest is" in (error := capsys.readouterr().err)
+    assert "version_1" in error
+
+
+def test_names_tell_runs_apart(tmp_path: Path) -> None:
+    ends = ("a/run/logs/version_0", "b/run/logs/version_0")
+    runs = read_runs([write_run(tmp_path / end) for end in ends])
+    assert [run.name for run in runs] == list(ends)
+
+
+def test_recipes_of_compared_runs(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name) for name in ("a", "b")]
+    assert "<p>Nothing.</p>" in render_report(read_runs(paths))
+    (paths[1] / "config.yaml").write_text(f"# {HOSTILE}\nseed: 2\n")
+    page = render_report(read_runs(paths))
+    assert "\n-seed: 1\n+seed: 2</pre>" in page
+    assert page.count("what differs from") == 1
 
 
 class Logged(BoringModel):
