@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI
 
 import lightning_llm.strategies  # noqa: F401  # makes `strategy: fsdp2` known
 from lightning_llm.cli import TRAINING_COMMANDS
@@ -31,6 +31,7 @@ from lightning_llm.cli.safeguards import (
     save_atomically,
     silence_advice,
 )
+from lightning_llm.cli.save_recipe import SaveRecipe
 from lightning_llm.cli.shipped_recipes import use_shipped
 
 
@@ -81,7 +82,7 @@ class RecipeCLI(LightningCLI):
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=None if command in ("doctor", "plan") else SaveConfigCallback,
+            save_config_callback=None if command in ("doctor", "plan") else SaveRecipe,
             save_config_kwargs={"overwrite": True},
             # Lightning's own default, which it takes back, with a warning, once max_steps is set.
             trainer_defaults={"max_epochs": 1000},
