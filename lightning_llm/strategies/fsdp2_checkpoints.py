@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
@@ -16,6 +17,7 @@ from typing_extensions import override
 from lightning_llm.plugins.io.sealed_file import read_checkpoint
 from lightning_llm.plugins.io.sharded import ShardedCheckpoint, weight_key
 from lightning_llm.plugins.io.sharded_save import save_sharded
+from lightning_llm.plugins.io.snapshot import snapshot
 from lightning_llm.strategies.sharded_state import (
     copy_whole,
     named_state,
@@ -31,6 +33,7 @@ class ShardedCheckpoints(ModelParallelStrategy):
     """Checkpoints of a module whose weights are sharded; either kind loads into any layout."""
 
     _source: ShardedCheckpoint | None = None
+    _saving_ranks: dist.ProcessGroup | None = None
 
     @property
     @override
@@ -87,7 +90,24 @@ class ShardedCheckpoints(ModelParallelStrategy):
                 rest, own = without_tensors(state, index)
                 plain["optimizer_states"].append(rest)
                 tensors |= own
-        save_sharded(tensors, plain, path)
+        self._save(tensors, plain, path)
+
+    def _save(self, tensors: dict[str, Tensor], plain: dict[str, Any], path: Path) -> None:
+        """Write a folder, in a thread where the checkpoint plugin is asynchronous."""
+        if not self._in_background():
+            save_sharded(tensors, plain, path)
+            return
+        background = self.checkpoint_io.background  # type: ignore[attr-defined]
+        background.wait()
+        if self._saving_ranks is None:
+            # Of their own: training goes on to use the others, from another thread.
+            self._saving_ranks = dist.new_group(backend="gloo", timeout=self._timeout)
+        group = self._saving_ranks
+        copied, rest = snapshot(tensors), snapshot(plain)
+        background.start(lambda: save_sharded(copied, rest, path, group), path.name)
+
+    def _in_background(self) -> bool:
+        return bool(getattr(self.checkpoint_io, "asynchronous", False))
 
     # ------------------------------------------------------------------ loading
 
@@ -101,6 +121,8 @@ class ShardedCheckpoints(ModelParallelStrategy):
             DamagedCheckpointError: It is not what was written.
         """
         path = Path(self.broadcast(checkpoint_path))
+        if self._in_background():
+            self.checkpoint_io.background.wait()  # type: ignore[attr-defined]
         self._source = None
         if not path.is_dir():
             if weights_only is False:

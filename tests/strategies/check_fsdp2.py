@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import torch
+import torch.distributed as dist
 from fsdp2_runs import CONFIG, fit
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
 from strategy_models import Foreign
@@ -17,7 +20,9 @@ from lightning_llm.callbacks import FiniteGuard, PerplexityMonitor, SampleText
 from lightning_llm.generation import generate
 from lightning_llm.optim import Muon
 from lightning_llm.plugins import AtomicCheckpointIO, BF16MixedPrecision, Float8Precision
-from lightning_llm.strategies import DDPStrategy, FSDP2Strategy
+from lightning_llm.plugins.io import sharded_save
+from lightning_llm.plugins.io.sharded_save import save_sharded
+from lightning_llm.strategies import DDPStrategy, FSDP2Strategy, fsdp2_checkpoints
 
 
 def untied() -> CausalLM:
@@ -49,6 +54,48 @@ def callbacks() -> list[Any]:
     ]
 
 
+class TrainsOn(L.Callback):
+    """Holds the saving thread back until training has gone on by two steps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.go = folder, threading.Event()
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        def late(*args: Any) -> None:
+            self.go.wait(60)
+            save_sharded(*args)
+
+        fsdp2_checkpoints.save_sharded = late
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        if trainer.global_step == 6:
+            assert not self.folder.exists()
+            self.go.set()
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        fsdp2_checkpoints.save_sharded = save_sharded
+
+
+def failing_save(directory: Path) -> str:
+    """The error that this rank meets when the disk of the other one fails."""
+
+    def fails(path: Path) -> Any:
+        raise OSError(f"no space left for {path.name}")
+
+    io = AtomicCheckpointIO(asynchronous=True)
+    sharded_save.file_seal, kept = (
+        fails if dist.get_rank() == 1 else sharded_save.file_seal,
+        sharded_save.file_seal,
+    )
+    try:
+        fit(devices=2, strategy=FSDP2Strategy(), plugins=[io], save=directory / "failed.ckpt")
+    except OSError as error:
+        return str(error)
+    finally:
+        sharded_save.file_seal = kept
+    return "no error"
+
+
 COMPILED = {"activation_checkpointing": "selective", "compile": {"backend": "aot_eager"}}
 
 
@@ -73,6 +120,12 @@ def training(directory: Path) -> dict[str, Any]:
         "foreign replicas": sharded(Foreign, strategy=LightningDDPStrategy()),
         "one file": sharded(strategy=FSDP2Strategy(**whole), save=directory / "file.ckpt"),
     }
+    background = {"plugins": [AtomicCheckpointIO(asynchronous=True)], "max_steps": 7}
+    late = directory / "late.ckpt"
+    runs["in a thread"] = sharded(
+        strategy=FSDP2Strategy(), save=late, callbacks=[TrainsOn(late)], **background
+    )
+    runs["failing"] = failing_save(directory)
     resumed = partial(sharded, seed=9, max_steps=5)
     runs |= {
         "from folder": resumed(strategy=FSDP2Strategy(), ckpt_path=folder),

@@ -116,7 +116,21 @@ def test_files_resume_exactly(single: dict[str, Any], ranks: list[dict[str, Any]
         assert_same_state(rank["from one process"]["start"], single["plain"]["saved"])
 
 
-@pytest.mark.parametrize("name", ["folder.ckpt", "file.ckpt", "again.ckpt"])
+def test_save_in_a_thread_is_of_its_moment(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert_same_state(rank["in a thread"]["saved"], rank["plain"]["saved"])
+        name = "model.embedding.weight"
+        moved = rank["in a thread"]["weights"][name]
+        assert not torch.equal(moved, rank["plain"]["saved"]["weights"][name])
+
+
+def test_all_ranks_hear_of_a_save_that_failed(ranks: list[dict[str, Any]], directory: Path) -> None:
+    for rank in ranks:
+        assert "rank 1 could not save: no space left for __1_0.distcp" in rank["failing"]
+    assert not (directory / "failed.ckpt").exists()
+
+
+@pytest.mark.parametrize("name", ["folder.ckpt", "file.ckpt", "again.ckpt", "late.ckpt"])
 def test_one_process_goes_on_from_ranks(
     ranks: list[dict[str, Any]], directory: Path, name: str
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lightning_llm.plugins.io.background import BackgroundSave
 from lightning_llm.plugins.io.durable import sweep, write_checkpoint
 from lightning_llm.plugins.io.sealed_file import local_path, read_checkpoint
 from lightning_llm.plugins.io.sharded import is_sharded, read_sharded
@@ -26,10 +26,11 @@ class AtomicCheckpointIO(CheckpointIO):
     never runs code. Files of plain Lightning load as well, without a checksum to compare.
 
     Args:
-        asynchronous: Copy the tensors to host memory and write in a thread while training goes on.
-            At most one save is under way; the next waits for it. A save that failed raises at the
-            next save and at the end of the run, and, with the callback `SaveWatcher`, before the
-            next training step.
+        asynchronous: Copy the tensors to host memory and write in a thread while training goes on;
+            so does `FSDP2Strategy`, with every rank's shards. At most one save is under way; the
+            next waits for it. A checkpoint is deleted only once the save under way has succeeded. A
+            save that failed raises at the next save and at the end of the run, and, with the
+            callback `SaveWatcher`, before the next training step.
 
     Example:
         >>> Trainer(plugins=AtomicCheckpointIO(), callbacks=[ModelCheckpoint()])  # doctest: +SKIP
@@ -38,8 +39,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def __init__(self, asynchronous: bool = False) -> None:
         self.asynchronous = asynchronous
         self._swept: set[Path] = set()
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self.background = BackgroundSave()
 
     @override
     def save_checkpoint(
@@ -57,16 +57,13 @@ class AtomicCheckpointIO(CheckpointIO):
                 "takes none"
             )
         target = local_path(path)
-        self._wait()
+        self.background.wait()
         self._sweep(target.parent)
         if not self.asynchronous:
             write_checkpoint(checkpoint, target)
             return
         copied = snapshot(checkpoint)
-        self._thread = threading.Thread(
-            target=self._write, args=(copied, target), name=f"save {target.name}"
-        )
-        self._thread.start()
+        self.background.start(lambda: write_checkpoint(copied, target), target.name)
 
     @override
     def load_checkpoint(
@@ -86,43 +83,32 @@ class AtomicCheckpointIO(CheckpointIO):
                 f"weights_only=False would run code from {path}; AtomicCheckpointIO never does. "
                 "Convert the file once with torch.load in a place where that is harmless"
             )
-        self._wait()
+        self.background.wait()
         if is_sharded(local_path(path)):
             return read_sharded(local_path(path))
         return read_checkpoint(path, map_location=map_location or "cpu")
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint; one that is not there is fine."""
-        self._wait()
+        """Delete a checkpoint, after the save under way if there is one; a missing one is fine."""
         target = local_path(path)
-        if target.is_dir() and not target.is_symlink():
-            remove_folder(target)
-        else:
-            target.unlink(missing_ok=True)
+
+        def remove() -> None:
+            if target.is_dir() and not target.is_symlink():
+                remove_folder(target)
+            else:
+                target.unlink(missing_ok=True)
+
+        self.background.after(remove)
 
     def raise_failure(self) -> None:
         """Raise the error of a save in the thread, once; costs nothing when there is none."""
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
+        self.background.raise_failure()
 
     @override
     def teardown(self) -> None:
         """Wait for the save under way; a failed one raises, so no run ends well without it."""
-        self._wait()
-
-    def _wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.raise_failure()
-
-    def _write(self, checkpoint: Any, path: Path) -> None:
-        try:
-            write_checkpoint(checkpoint, path)
-        except BaseException as error:
-            self._failure = error
+        self.background.wait()
 
     def _sweep(self, folder: Path) -> None:
         if folder in self._swept:

@@ -27,7 +27,12 @@ FILES_KEY = "lightning_llm.files"
 _CHUNK_BYTES = 1 << 22
 
 
-def save_sharded(tensors: dict[str, Tensor], plain: dict[str, Any], path: Path) -> None:
+def save_sharded(
+    tensors: dict[str, Tensor],
+    plain: dict[str, Any],
+    path: Path,
+    group: dist.ProcessGroup | None = None,
+) -> None:
     """Write tensors and plain data into a folder; all ranks call it together.
 
     Shards go into a folder beside the target. ``meta.pt``, with the plain data and the SHA-256 of
@@ -39,30 +44,36 @@ def save_sharded(tensors: dict[str, Tensor], plain: dict[str, Any], path: Path) 
             must be alike on all ranks, by one of them.
         plain: What ``torch.load(weights_only=True)`` can read; that of the first rank counts.
         path: The target, alike on all ranks.
+        group: All ranks, through which they agree; the default group if not given. In a thread it
+            must be one that nothing else uses.
 
     Raises:
         OSError: Some rank could not write; raised on all ranks, and the target is as it was.
     """
     rank = dist.get_rank()
-    temporary = Path(_on_first(lambda: _new_folder(path)))
+    temporary = Path(_on_first(lambda: _new_folder(path), group))
     try:
         # One writing thread: `sync_files` makes it force every file to the disk.
         writer = dcp.FileSystemWriter(temporary, thread_count=1, sync_files=True)
         try:
-            dcp.save(tensors, storage_writer=writer)
+            dcp.save(tensors, storage_writer=writer, process_group=group)
         except Exception as error:
             raise OSError(f"checkpoint {path} was not saved: {error}") from error
-        own = [*temporary.glob(f"__{rank}_*.distcp")]
-        if rank == 0:
-            own.append(temporary / METADATA_FILE)
-        files = _merged([{file.name: file_seal(file) for file in own}])
+
+        def seals() -> dict[str, Any]:
+            own = [*temporary.glob(f"__{rank}_*.distcp")]
+            if rank == 0:
+                own.append(temporary / METADATA_FILE)
+            return {file.name: file_seal(file) for file in own}
+
+        files = {name: seal for part in _on_each(seals, group) for name, seal in part.items()}
 
         def commit() -> None:
             write_checkpoint({**plain, FILES_KEY: files}, temporary / PLAIN_FILE)
             sync_folder(temporary)
             take_place(temporary, path)
 
-        _on_first(commit)
+        _on_first(commit, group)
     except BaseException:
         if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -94,7 +105,7 @@ def _new_folder(path: Path) -> str:
     return str(temporary)
 
 
-def _on_first(action: Callable[[], Any]) -> Any:
+def _on_first(action: Callable[[], Any], group: dist.ProcessGroup | None) -> Any:
     """Run an action on the first rank; all get its result, or its error."""
     outcome: list[Any] = [None, None]
     error: BaseException | None = None
@@ -103,7 +114,7 @@ def _on_first(action: Callable[[], Any]) -> Any:
             outcome[0] = action()
         except Exception as caught:
             error, outcome[1] = caught, str(caught)
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=0, group=group)
     if error is not None:
         raise error
     if outcome[1] is not None:
@@ -111,7 +122,16 @@ def _on_first(action: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def _merged(own: list[dict[str, Any]]) -> dict[str, Any]:
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, own[0])
-    return {name: seal for part in parts for name, seal in part.items()}
+def _on_each(action: Callable[[], Any], group: dist.ProcessGroup | None) -> list[Any]:
+    """Run an action on every rank; all get every rank's result, or the first error."""
+    own: list[Any] = [None, None]
+    try:
+        own[0] = action()
+    except Exception as error:
+        own[1] = f"rank {dist.get_rank()} could not save: {error}"
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, own, group=group)
+    for _, failure in outcomes:
+        if failure is not None:
+            raise OSError(failure)
+    return [result for result, _ in outcomes]

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def snapshot(checkpoint: Any) -> Any:
     """Copy every tensor to host memory; tensors that share memory share it in the copy.
 
+    Of a tensor spread over ranks each copies the part it holds.
     Copies from a device are queued on it and waited for once.
     """
     storages: dict[tuple[torch.device, int], Tensor] = {}
@@ -39,6 +41,10 @@ def _copy(value: Any, storages: dict[tuple[torch.device, int], Tensor]) -> Any:
 
 def _copy_tensor(tensor: Tensor, storages: dict[tuple[torch.device, int], Tensor]) -> Tensor:
     tensor = tensor.detach()
+    if isinstance(tensor, DTensor):
+        # `from_local` would move it back to the mesh's device.
+        local = _copy_tensor(tensor.to_local(), storages)
+        return DTensor(local, tensor._spec, requires_grad=False)  # type: ignore[call-arg]
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta:
         return tensor.cpu().clone()
     source = tensor.untyped_storage()

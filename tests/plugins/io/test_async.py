@@ -86,7 +86,7 @@ class SaveAt(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
-            thread = trainer.strategy.checkpoint_io._thread
+            thread = trainer.strategy.checkpoint_io.background._thread
             if thread is not None:
                 thread.join()
 
@@ -129,6 +129,34 @@ def test_no_run_ends_well_with_a_failed_save(
     assert f"trained {trained} steps" in output
     assert f"checkpoint {path} was not saved: File too large" in output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_deleted_before_the_save_has_succeeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, write = threading.Event(), atomic.write_checkpoint
+
+    def slow(checkpoint: Any, path: Path) -> None:
+        go.wait(10)
+        if path.name == "bad.ckpt":
+            raise OSError("disk full")
+        write(checkpoint, path)
+
+    io = AtomicCheckpointIO()
+    for name in ("a.ckpt", "b.ckpt"):
+        io.save_checkpoint({"n": 1}, tmp_path / name)
+    monkeypatch.setattr(atomic, "write_checkpoint", slow)
+    io.asynchronous = True
+    io.save_checkpoint({"n": 2}, tmp_path / "c.ckpt")
+    io.remove_checkpoint(tmp_path / "a.ckpt")  # returns: training goes on
+    assert (tmp_path / "a.ckpt").exists()
+    assert not (tmp_path / "c.ckpt").exists()
+    go.set()
+    io.save_checkpoint({"n": 3}, tmp_path / "bad.ckpt")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b.ckpt", "c.ckpt"]
+    io.remove_checkpoint(tmp_path / "b.ckpt")
+    with pytest.raises(OSError, match="disk full"):
+        io.teardown()
 
 
 def test_saves_of_model_checkpoint_are_all_there_at_the_end(tmp_path: Path) -> None:
