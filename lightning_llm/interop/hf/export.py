@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +54,47 @@ def save_pretrained(
         FileExistsError: ``directory`` holds something else than an earlier export.
         RuntimeError: ``transformers`` computes other logits than the model.
     """
-    target = Path(directory).resolve()
     weights = model.state_dict() if state_dict is None else state_dict
+    write_pretrained(
+        model.config,
+        weights,
+        {name: tensor.to("meta") for name, tensor in weights.items()},
+        Path(directory),
+        tokenizer=tokenizer,
+        check=partial(_check_logits, model) if check else None,
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def write_pretrained(
+    config: TransformerConfig,
+    weights: Mapping[str, Tensor],
+    shapes: Mapping[str, Tensor],
+    directory: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    check: Callable[[Path], None] | None,
+    max_shard_bytes: int,
+) -> None:
+    """Write the layout from weights that may be read on demand, each looked up once.
+
+    In memory are the weights of one file at a time.
+
+    Args:
+        config: Of the model.
+        weights: By their names in :class:`~lightning_llm.models.Transformer`.
+        shapes: The same on the meta device.
+        directory: Folder to write.
+        tokenizer: As in :func:`save_pretrained`.
+        check: Called with the folder before it gets its name; raises to leave what was there.
+        max_shard_bytes: As in :func:`save_pretrained`.
+    """
+    target = directory.resolve()
     ids = {
         name: getattr(tokenizer, name, None)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id")
     }
-    hf_config = to_hf_config(model.config, dtype=weights["embedding.weight"].dtype, **ids)
+    hf_config = to_hf_config(config, dtype=shapes["embedding.weight"].dtype, **ids)
     _refuse_foreign(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
@@ -68,11 +103,11 @@ def save_pretrained(
         _write_json(folder / "config.json", hf_config)
         known = {name: value for name, value in ids.items() if value is not None}
         _write_json(folder / "generation_config.json", known)
-        _write_weights(folder, model.config, weights, max_shard_bytes)
+        _write_weights(folder, config, weights, shapes, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        if check:
-            _check_logits(model, folder)
+        if check is not None:
+            check(folder)
         for file in folder.iterdir():
             _sync(file)
         if target.exists():
@@ -109,12 +144,12 @@ def _write_weights(
     folder: Path,
     config: TransformerConfig,
     weights: Mapping[str, Tensor],
+    shapes: Mapping[str, Tensor],
     max_shard_bytes: int,
 ) -> None:
     from safetensors.torch import save_file
 
     # Shapes alone tell how many files there will be, and file names contain the number.
-    shapes = {name: tensor.to("meta") for name, tensor in weights.items()}
     sizes = {name: tensor.nbytes for name, tensor in iterate_to_hf(config, shapes)}
     shards = _plan_shards(sizes, max_shard_bytes)
     tensors = iterate_to_hf(config, weights)
@@ -131,6 +166,7 @@ def _write_weights(
             for name, tensor in shard.items()
         }
         save_file(shard, folder / file, metadata={"format": "pt"})
+        del shard  # before the next is laid out
         # safetensors leaves its files to their owner alone; the umask decides, as for the others.
         (folder / file).chmod((folder / "config.json").stat().st_mode & 0o777)
     if len(shards) > 1:

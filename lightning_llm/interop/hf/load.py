@@ -56,7 +56,7 @@ def load_pretrained(
     folder = _find(path_or_name)
     hf_config = _read_json(folder / "config.json")
     stored = from_hf_config(hf_config)
-    weights = _Safetensors(folder)
+    weights = SafetensorsFolder(folder)
     model = _meta_model(replace(stored, **overrides))
     if overrides:
         _check_overrides(model, _meta_model(stored), overrides)
@@ -90,7 +90,7 @@ def _check_overrides(model: Transformer, stored: Transformer, overrides: dict[st
             )
 
 
-class _Safetensors(Mapping[str, Tensor]):
+class SafetensorsFolder(Mapping[str, Tensor]):
     """The tensors of a folder, read from disk one at a time."""
 
     def __init__(self, folder: Path) -> None:
