@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_llm.language import LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
 from lightning_llm.models import Transformer, TransformerConfig
+from lightning_llm.models.drawn_later import building
 from lightning_llm.steps import documents_of
 
 
@@ -89,7 +90,8 @@ class CausalLM(LanguageModule):
                 "loss_backend": loss_backend,
             }
         )
-        self.model = self.build_model()
+        with building(self, of=CausalLM):
+            self.model = self.build_model()
 
     # ------------------------------------------------------------------ what subclasses override
 

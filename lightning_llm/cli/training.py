@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,10 @@ from lightning_llm.cli.safeguards import (
     silence_advice,
 )
 from lightning_llm.cli.save_recipe import SaveRecipe
+from lightning_llm.cli.sharded_build import sharded_build
 from lightning_llm.cli.shipped_recipes import use_shipped
+
+_RUNS = ("fit", "validate", "test", "predict")
 
 
 def run_training(command: str, arguments: list[str]) -> int:
@@ -107,6 +111,11 @@ class RecipeCLI(LightningCLI):
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse the given arguments; `sys.argv` plays no part."""
         self.config = parser.parse_args(args)
+        strategy = self.config.trainer.strategy
+        if isinstance(strategy, str) and "." in strategy:
+            # A class path by itself, which Lightning's type takes for a name.
+            entry = {"trainer": {"strategy": {"class_path": strategy}}}
+            self.config = parser.parse_object(entry, cfg_base=self.config)
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Add the command's own options, and link the vocabulary into the model."""
@@ -145,7 +154,8 @@ class RecipeCLI(LightningCLI):
             self.config_init = self.parser.instantiate_classes(self.config)
             self.datamodule = self.config_init["data"]
             return
-        super().instantiate_classes()
+        with sharded_build(self.config.trainer) if self.command in _RUNS else nullcontext():
+            super().instantiate_classes()
 
     def _instantiate_trainer(
         self, config: dict[str, Any], callbacks: list[L.Callback]

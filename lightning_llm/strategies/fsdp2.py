@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 from typing_extensions import override
 
+from lightning_llm.models.drawn_later import drawing
 from lightning_llm.plugins.precision.master_weights import MasterWeightsPrecision
 from lightning_llm.strategies.blocks import find_blocks
 from lightning_llm.strategies.checkpointing import ActivationCheckpointing
@@ -42,8 +43,8 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
     No ``configure_model`` is needed. The blocks are found, checkpointed, compiled and sharded one
     by one, in this order; what is left (embedding, last norm, head) is gathered once per step and
     stays whole for the loss, which reads the head's weight. Weights are the first rank's: those of
-    a single process with the same seed. A module built under ``torch.device("meta")`` is filled
-    block by block, so that no host holds all of it.
+    a single process with the same seed. A module built under ``torch.device("meta")``, as the
+    command line builds ``CausalLM``, is filled block by block, so that no host holds all of it.
 
     Weights and optimizer states are float32 shards; under ``bf16-mixed`` blocks compute with
     bfloat16 copies, gathered in bfloat16. Gradients of accumulated micro-batches are reduced once
@@ -224,16 +225,17 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         blocks = find_blocks(module, self.blocks.block_class)
         if self.tensor_parallel_size > 1:
             self._split = TensorParallel(module, self.device_mesh["tensor_parallel"])
-        shard(
-            module,
-            blocks,
-            self.root_device,
-            reshard_after_forward=self.reshard_after_forward,
-            split=None if self._split is None else self._split.split,
-            mesh=mesh,
-            mp_policy=policy,
-            offload_policy=offload,
-        )
+        with drawing(module):
+            shard(
+                module,
+                blocks,
+                self.root_device,
+                reshard_after_forward=self.reshard_after_forward,
+                split=None if self._split is None else self._split.split,
+                mesh=mesh,
+                mp_policy=policy,
+                offload_policy=offload,
+            )
         _update_properties(module, device=self.root_device)
         if self.prefetch:
             set_prefetch(blocks, self.prefetch)
