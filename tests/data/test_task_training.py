@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from task_batches import SMALL, write_lines
 
 from lightning_llm import CausalLM
-from lightning_llm.callbacks import AnswerMonitor, BLEUMonitor, PerplexityMonitor
+from lightning_llm.callbacks import AnswerMonitor, BLEUMonitor, PerplexityMonitor, SampleText
 from lightning_llm.data import TranslationDataModule
 from lightning_llm.models import TransformerConfig
+from lightning_llm.strategies import FSDP2Strategy
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval.*"),
@@ -38,15 +40,14 @@ def opened(folder: Path, **options: Any) -> TranslationDataModule:
         val_files=folder / "val.tsv",
         tokenizer=SMALL,
         seq_len=64,
-        micro_batch_size=2,
         cache_dir=folder / "cache",
-        **options,
+        **{"micro_batch_size": 2, **options},
     )
 
 
-def model(data: TranslationDataModule) -> CausalLM:
+def model(data: TranslationDataModule, n_layers: int = 1) -> CausalLM:
     torch.manual_seed(0)
-    config = TransformerConfig(n_layers=1, dim=32, n_heads=2, max_seq_len=64)
+    config = TransformerConfig(n_layers=n_layers, dim=32, n_heads=2, max_seq_len=64)
     return CausalLM(config, vocab_size=data.vocab_size)
 
 
@@ -125,3 +126,44 @@ def test_scores_on_two_ranks_are_those_of_one(tmp_path: Path) -> None:
     for found in spawn(on_two_ranks, 2, tmp_path):
         for name in ("val_bleu", "val_chrf", "val_perplexity", "val_loss"):
             assert found[name] == pytest.approx(alone[name], rel=1e-5), name
+
+
+def learned(folder: Path, micro_batch_size: int, **options: Any) -> dict[str, Any]:
+    """Train, and generate on the way, over rows that do not divide by ranks or batches."""
+    data = opened(folder, max_val_samples=11, micro_batch_size=micro_batch_size)
+    lm = model(data, n_layers=2)
+    lm.optimizer = lambda groups: torch.optim.AdamW(groups, lr=5e-3)
+    samples = SampleText(["zero one", "two"], max_new_tokens=6)
+    run = trainer(
+        folder,
+        callbacks=[BLEUMonitor("zh", max_new_tokens=8), PerplexityMonitor(), samples],
+        max_epochs=16,  # later on rounding alone takes runs apart
+        check_val_every_n_epoch=16,
+        enable_checkpointing=False,
+        **options,
+    )
+    run.fit(lm, data)
+    return {name: float(value) for name, value in run.callback_metrics.items()}
+
+
+def on_two_shards(folder: Path) -> dict[str, Any]:
+    return learned(folder, 2, devices=2, strategy="fsdp2")
+
+
+def on_two_halves(folder: Path) -> dict[str, Any]:
+    return learned(folder, 4, devices=2, strategy=FSDP2Strategy(tensor_parallel_size=2))
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [on_two_shards, on_two_halves])
+def test_sharded_models_generate_in_step_over_uneven_rows(
+    tmp_path: Path, ranks: Callable[[Path], dict[str, Any]]
+) -> None:
+    module(tmp_path)
+    alone = learned(tmp_path, 4)
+    assert alone["val_bleu"] > 10
+    for found in spawn(ranks, 2, tmp_path):
+        assert found["val_bleu"] == pytest.approx(alone["val_bleu"], abs=0.5)
+        for name in ("val_perplexity", "val_loss"):
+            assert found[name] == pytest.approx(alone[name], rel=1e-4), name

@@ -85,8 +85,18 @@ def two_ranks(directory: Path) -> dict[str, Any]:
             save=directory / "file.ckpt",
         ),
     }
+    muon = directory / "muon_shards.ckpt"
+    runs["muon shards"] = split(with_muon, strategy=FSDP2Strategy(), save=muon)
     resumed = partial(split, grouped, seed=9, max_steps=5)
     return runs | {
+        "muon replicas": split(
+            with_muon,
+            seed=9,
+            max_steps=5,
+            strategy=DDPStrategy(),
+            plugins=[AtomicCheckpointIO()],
+            ckpt_path=muon,
+        ),
         "split from split": resumed(strategy=Split(), ckpt_path=folder),
         "split from one": resumed(strategy=Split(), ckpt_path=directory / "one.ckpt"),
         "shards": resumed(strategy=FSDP2Strategy(), ckpt_path=folder),
@@ -102,7 +112,15 @@ def four_ranks(directory: Path) -> dict[str, Any]:
     return {
         "grouped": fit(grouped, devices=4, strategy=mesh(), save=directory / "mesh.ckpt"),
         "untied": fit(untied, devices=4, strategy=mesh(), accumulate_grad_batches=2),
-        "muon": fit(with_muon, devices=4, strategy=mesh()),
+        "muon": fit(with_muon, devices=4, strategy=mesh(), save=directory / "muon.ckpt"),
+        "muon from shards": fit(
+            with_muon,
+            seed=9,
+            devices=4,
+            strategy=mesh(),
+            ckpt_path=directory / "muon_shards.ckpt",
+            max_steps=5,
+        ),
         "float8": fit(grouped, devices=4, strategy=mesh(), plugins=[Float8Precision(min_dim=16)]),
         "from two": fit(
             grouped,

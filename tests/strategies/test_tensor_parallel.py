@@ -141,6 +141,26 @@ def test_checkpoints_cross_layouts_exactly(
         assert_same_state(resumed["start"], run["saved"])
 
 
+@distributed
+def test_states_of_muon_cross_layouts_exactly(
+    ranks: list[dict[str, Any]], mesh: list[dict[str, Any]], directory: Path
+) -> None:
+    shards = ranks[0]["muon shards"]["saved"]
+    assert any(name.endswith("momentum_buffer") for name in shards["optimizer"])
+    for rank in ranks:
+        assert_same_state(rank["muon replicas"]["start"], shards)
+    assert_same_state(mesh[0]["muon from shards"]["start"], shards)
+    for name, saved in (("muon_shards.ckpt", shards), ("muon.ckpt", mesh[0]["muon"]["saved"])):
+        one = fit(
+            check.with_muon,
+            seed=9,
+            ckpt_path=directory / name,
+            plugins=[AtomicCheckpointIO()],
+            max_steps=5,
+        )
+        assert_same_state(one["start"], saved)
+
+
 # ---------------------------------------------------------------------- what is refused
 
 
