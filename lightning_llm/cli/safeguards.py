@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_llm.callbacks import (
@@ -69,6 +69,11 @@ def missing_logger(config: dict[str, Any]) -> CSVLogger | None:
     if asks or find_spec("tensorboard") or find_spec("tensorboardX"):
         return None
     return CSVLogger(save_dir=config.get("default_root_dir") or Path.cwd())
+
+
+def without_logger(given: list[Callback]) -> list[Callback]:
+    """Leave out what refuses to run where nobody logs, such as under ``--trainer.logger false``."""
+    return [callback for callback in given if not isinstance(callback, LearningRateMonitor)]
 
 
 def silence_advice() -> None:

@@ -31,6 +31,7 @@ from lightning_llm.cli.safeguards import (
     missing_progress_bar,
     save_atomically,
     silence_advice,
+    without_logger,
 )
 from lightning_llm.cli.save_recipe import SaveRecipe
 from lightning_llm.cli.sharded_build import sharded_build
@@ -163,6 +164,8 @@ class RecipeCLI(LightningCLI):
         """Build the trainer with what the recipe leaves to the command line."""
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
+        if config.get("logger") is False:
+            config["callbacks"] = given = without_logger(given)
         if self.command in ("fit", "doctor"):
             callbacks = [*callbacks, *missing_callbacks(given)]
         callbacks += missing_progress_bar(given, config.get("enable_progress_bar"))

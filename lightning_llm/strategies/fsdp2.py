@@ -56,6 +56,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         tensor_parallel_size: Ranks that share every layer of a
             :class:`~lightning_llm.models.Transformer`: its heads, hidden units and vocabulary are
             split over them, the residual stream along the sequence. They read the same data.
+        context_parallel_size: 1; nothing else is offered, see Raises.
         replicate_size: Copies of the weights ("hybrid" sharding): usually the number of nodes, so
             that only gradients cross between them.
         reshard_after_forward: Drop a block's gathered weights after its forward pass, to gather
@@ -75,7 +76,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         timeout: As in Lightning.
 
     Raises:
-        ValueError: An option is unknown or out of range.
+        ValueError: An option is unknown or out of range; ``context_parallel_size`` must be 1.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -87,6 +88,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         *,
         data_parallel_size: int | Literal["auto"] = "auto",
         tensor_parallel_size: int = 1,
+        context_parallel_size: int = 1,
         replicate_size: int = 1,
         reshard_after_forward: bool | int = True,
         reduce_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -116,6 +118,12 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
             problems.append(f"replicate_size={replicate_size} must be at least 1")
         if tensor_parallel_size < 1:
             problems.append(f"tensor_parallel_size={tensor_parallel_size} must be at least 1")
+        if context_parallel_size != 1:
+            problems.append(
+                f"context_parallel_size={context_parallel_size}: attention is not spread over "
+                f"ranks here; for long sequences use tensor_parallel_size, which splits the "
+                f"sequence between its layers, with activation_checkpointing='full'"
+            )
         if prefetch < 0:
             problems.append(f"prefetch={prefetch} must not be negative")
         if problems:

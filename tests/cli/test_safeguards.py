@@ -7,7 +7,7 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_llm.callbacks import GarbageCollection, TokenProgressBar
@@ -18,7 +18,9 @@ from lightning_llm.cli.safeguards import (
     missing_logger,
     missing_progress_bar,
     silence_advice,
+    without_logger,
 )
+from lightning_llm.plugins import SaveWatcher
 
 
 def test_the_collector_is_on_a_schedule_unless_the_recipe_has_its_own() -> None:
@@ -87,3 +89,8 @@ def test_what_one_command_allows_the_next_does_not() -> None:
     assert is_allowed("torch.nn.Linear")
     restrict_imports([])
     assert not is_allowed("decimal.Decimal")
+
+
+def test_what_needs_a_logger_is_left_out_where_there_is_none() -> None:
+    monitor, watcher = LearningRateMonitor(), SaveWatcher()
+    assert without_logger([monitor, watcher]) == [watcher]
