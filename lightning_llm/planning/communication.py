@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from lightning_llm.planning.collectives import Collective
 from lightning_llm.planning.run import Run
 from lightning_llm.planning.shards import Unit
-
-
-@dataclass(frozen=True)
-class Collective:
-    """Equal calls of one kind in one step.
-
-    Attributes:
-        operation: ``"all_gather"``, ``"reduce_scatter"`` or ``"all_reduce"``.
-        over: ``"shards"`` (ranks that hold one copy), ``"replicas"`` or ``"all"``.
-        ranks: That take part.
-        calls: Per step.
-        bytes: Of one rank over all calls: of the larger of what goes in and what comes out.
-        overlaps: Whether the device computes meanwhile.
-    """
-
-    operation: str
-    over: str
-    ranks: int
-    calls: int
-    bytes: int
-    overlaps: bool = True
+from lightning_llm.planning.split_layers import plan_split_layers
 
 
 def plan_communication(run: Run, units: list[Unit], optimizer: Any) -> list[Collective]:
@@ -41,15 +21,12 @@ def plan_communication(run: Run, units: list[Unit], optimizer: Any) -> list[Coll
         planned += _matrices(run, units, optimizer)
         if run.clips_gradients:
             planned += _norm(run, units)
-    # The number of target tokens, by which gradients are divided.
-    planned.append(Collective("all_reduce", "all", run.world_size, 1, 8, overlaps=False))
+    if run.parallelism.tensor > 1:
+        planned += plan_split_layers(run)
+    if run.data_ranks > 1:
+        # The number of target tokens, by which gradients are divided.
+        planned.append(Collective("all_reduce", "all", run.world_size, 1, 8, overlaps=False))
     return [each for each in planned if each.bytes and each.ranks > 1]
-
-
-def bytes_by_operation(collectives: list[Collective]) -> dict[str, int]:
-    """Bytes of one rank in one step."""
-    names = ("all_gather", "reduce_scatter", "all_reduce")
-    return {name: sum(c.bytes for c in collectives if c.operation == name) for name in names}
 
 
 def _ddp(run: Run, units: list[Unit]) -> list[Collective]:
@@ -100,13 +77,21 @@ def _matrices(run: Run, units: list[Unit], optimizer: Any) -> list[Collective]:
     }
     names = {name for name, p in run.module.named_parameters() if id(p) in matrices}
     weights = [w for unit in units for w in unit.weights if w.name in names]
-    shards = run.parallelism.shards
+    shards, tensor = run.parallelism.shards, run.parallelism.tensor
     size = sum(weight.local for weight in weights) * shards * run.numerics.states.itemsize
-    return [Collective("all_gather", "shards", shards, len(weights), size, overlaps=False)]
+    count = len(weights)
+    return [
+        Collective("all_gather", "shards", shards, count, size, overlaps=False),
+        Collective("all_gather", "tensor", tensor, count, size * tensor, overlaps=False),
+    ]
 
 
 def _norm(run: Run, units: list[Unit]) -> list[Collective]:
-    """The gradient norm: one float32 number for each weight over the shards."""
+    """The gradient norm: one float32 number for each weight over the shards, then the others."""
     trainable = {name for name, p in run.module.named_parameters() if p.requires_grad}
     size = 4 * sum(w.name in trainable for unit in units for w in unit.weights)
-    return [Collective("all_reduce", "shards", run.parallelism.shards, 1, size, overlaps=False)]
+    over = {"shards": run.parallelism.shards, "tensor": run.parallelism.tensor}
+    return [
+        Collective("all_reduce", name, ranks, 1, size, overlaps=False)
+        for name, ranks in over.items()
+    ]

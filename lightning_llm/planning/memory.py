@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from lightning_llm.losses.chunks import auto_chunk_size
 from lightning_llm.planning.activations import MODES, Activations, trace_activations
+from lightning_llm.planning.loss import chunked_logits_bytes, whole_logits_bytes
 from lightning_llm.planning.optimizer_states import state_elements
 from lightning_llm.planning.run import Run
 from lightning_llm.planning.shards import Unit
@@ -69,7 +67,7 @@ def plan_memory(run: Run, units: list[Unit], optimizer: Any) -> Memory:
         gradients=gradients,
         optimizer=states,
         activations=round(chosen.kept),
-        logits=_chunked_logits(run),
+        logits=chunked_logits_bytes(run),
         gathered=_gathered(run, units),
         accumulated=_accumulated(run, units),
         working=round(_working(run, parallelism.activation_checkpointing, chosen)),
@@ -77,7 +75,7 @@ def plan_memory(run: Run, units: list[Unit], optimizer: Any) -> Memory:
         activations_by_checkpointing={
             mode: round(found.kept + _working(run, mode, found)) for mode, found in by_mode.items()
         },
-        logits_whole=_whole_logits(run),
+        logits_whole=whole_logits_bytes(run),
     )
 
 
@@ -123,31 +121,18 @@ def _gathered(run: Run, units: list[Unit]) -> int:
     if not isinstance(parallelism.reshard_after_forward, bool):
         kept += sum(padded) // parallelism.reshard_after_forward
     whole = rest.local * parallelism.shards
+    kept += _embedding_gradient(run)
     return (kept + whole) * width + (max(padded) + whole) * (width + reduced)
+
+
+def _embedding_gradient(run: Run) -> int:
+    """Elements of a split embedding's gradient that a rank makes and has no rows for."""
+    config, ranks = run.module.model.config, run.parallelism.tensor
+    return int(config.vocab_size * config.dim * (ranks - 1) // ranks)
 
 
 def _accumulated(run: Run, units: list[Unit]) -> int:
     waits = run.accumulate_grad_batches > 1 and not run.parallelism.reduce_every_micro_batch
     if run.parallelism.kind != "fsdp2" or not waits:
         return 0
-    return sum(unit.whole for unit in units) * run.reduce_dtype.itemsize
-
-
-def _chunked_logits(run: Run) -> int:
-    """A chunk of logits, the gradient of hidden states, and the sum of the head's gradient."""
-    config = run.module.model.config
-    tokens, width = run.tokens_per_rank, run.numerics.compute.itemsize
-    chunk = run.module.loss_chunk_size or auto_chunk_size(
-        tokens, config.vocab_size, run.numerics.compute, "cuda"
-    )
-    head = config.vocab_size * config.dim
-    copies = head * width if run.param_dtype != run.numerics.compute else 0
-    passing = min(chunk, tokens) * config.vocab_size * width + tokens * config.dim * width
-    return int(passing + copies + head * torch.float32.itemsize)
-
-
-def _whole_logits(run: Run) -> int:
-    """Logits in the dtype of products, in float32 for the softmax, and their gradient."""
-    rows = run.tokens_per_rank * run.module.model.config.vocab_size
-    narrow = run.numerics.compute.itemsize
-    return int(rows * ((narrow if narrow < 4 else 0) + 4 + 4))
+    return sum(unit.local for unit in units) * run.parallelism.shards * run.reduce_dtype.itemsize

@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lightning_llm.planning.communication import (
-    Collective,
-    bytes_by_operation,
-    plan_communication,
-)
+from lightning_llm.planning.collectives import Collective, bytes_by_operation
+from lightning_llm.planning.communication import plan_communication
 from lightning_llm.planning.devices import Device
 from lightning_llm.planning.memory import Memory, plan_memory
 from lightning_llm.planning.optimizer_states import optimizer_of
 from lightning_llm.planning.run import Run
 from lightning_llm.planning.shards import shard_units
 from lightning_llm.planning.time import ASSUMPTIONS, StepTime, plan_time
+from lightning_llm.strategies.tensor_parallel import find_problems
 
 # Of a device's memory: what its driver, the libraries and gaps between tensors take.
 _RESERVED_BYTES, _USABLE = 1.5e9, 0.95
@@ -112,6 +110,7 @@ class Plan:
             "strategy": run.parallelism.kind,
             "shards": run.parallelism.shards,
             "replicas": run.parallelism.replicas,
+            "tensor_parallel": run.parallelism.tensor,
             "activation_checkpointing": run.parallelism.activation_checkpointing,
             "compile": run.parallelism.compile,
             "precision": run.numerics.name,
@@ -140,12 +139,18 @@ def make_plan(run: Run, device: Device) -> Plan:
             f"seq_len={run.seq_len} is longer than the model's max_seq_len={config.max_seq_len}; "
             f"lower seq_len or raise config.max_seq_len"
         )
+    tensor = run.parallelism.tensor
+    if run.seq_len % tensor:
+        raise ValueError(
+            f"tensor_parallel_size={tensor} splits sequences, and seq_len={run.seq_len} is no "
+            f"multiple of it; use seq_len={run.seq_len // tensor * tensor or tensor}"
+        )
     plan = _plan(run, device)
     if plan.fits:
         return plan
     changed = plan
     words: list[str] = []
-    for word, changed_run in _remedies(run):
+    for word, changed_run in _remedies(run, device):
         better = _plan(changed_run, device)
         if better.memory.total >= changed.memory.total:
             continue
@@ -172,7 +177,7 @@ def _plan(run: Run, device: Device) -> Plan:
     )
 
 
-def _remedies(run: Run) -> Iterator[tuple[str, Run]]:
+def _remedies(run: Run, device: Device) -> Iterator[tuple[str, Run]]:
     """Changes that save memory, each on top of those before, the cheapest first."""
     parallel = run.parallelism
     if parallel.kind != "fsdp2" and run.world_size > 1:
@@ -200,14 +205,35 @@ def _remedies(run: Run) -> Iterator[tuple[str, Run]]:
             run = replace(run, parallelism=parallel)
             yield "strategy reduce_every_micro_batch: true", run
     if parallel.replicas > 1 and parallel.kind == "fsdp2":
-        parallel = replace(parallel, shards=run.world_size, replicas=1)
+        parallel = replace(parallel, shards=run.data_ranks, replicas=1)
         run = replace(run, parallelism=parallel)
         yield "strategy replicate_size: 1", run
+    for split in _split_further(run, device):
+        run, parallel = split, split.parallelism
+        yield (
+            f"strategy tensor_parallel_size: {parallel.tensor} with "
+            f"accumulate_grad_batches: {run.accumulate_grad_batches}",
+            run,
+        )
     for factor in (2, 4, 8, 16, 32, 64):
         grown = run.world_size * factor
-        wider = replace(parallel, kind="fsdp2", shards=grown, replicas=1)
+        shards = grown // parallel.tensor
+        wider = replace(parallel, kind="fsdp2", shards=shards, replicas=1)
         accumulate = max(1, run.accumulate_grad_batches // factor)
         yield (
             f"{grown} devices, sharded (--config recipes/hardware/fsdp2.yaml)",
             replace(run, world_size=grown, parallelism=wider, accumulate_grad_batches=accumulate),
         )
+
+
+def _split_further(run: Run, device: Device) -> Iterator[Run]:
+    """The run with twice, four times, ... as many ranks that share every layer, of one machine."""
+    parallel, tensor = run.parallelism, run.parallelism.tensor * 2
+    while parallel.kind == "fsdp2" and tensor <= device.per_node and run.world_size % tensor == 0:
+        if find_problems(run.module.model.config, tensor) or run.seq_len % tensor:
+            return
+        parallel = replace(parallel, tensor=tensor, shards=run.world_size // tensor)
+        more = run.accumulate_grad_batches * 2
+        run = replace(run, parallelism=parallel, accumulate_grad_batches=more)
+        yield run
+        tensor *= 2

@@ -36,11 +36,13 @@ def _model(plan: Plan) -> Iterator[str]:
     compiled = "compiled" if spread.compile else "not compiled"
     yield f"{run.world_size:,} x {plan.device.name}, {spread.kind}, {run.numerics.name}, {compiled}"
     if copies:
-        yield f"  {copies}"
+        shared = f", every layer split over {spread.tensor}" if spread.tensor > 1 else ""
+        yield f"  {copies}{shared}"
     yield _row("parameters", f"{plan.parameters:,}")
     yield _row("FLOPs per token", f"{plan.flops_per_token:.4g}", "forward and backward pass")
     step = f"{run.micro_batch_size} x {run.seq_len} x {run.accumulate_grad_batches} micro-batches"
-    yield _row("tokens per step", f"{run.tokens_per_step:,}", f"{step} x {run.world_size:,} ranks")
+    groups = f"{run.data_ranks:,} {'ranks' if spread.tensor == 1 else 'groups of ranks'}"
+    yield _row("tokens per step", f"{run.tokens_per_step:,}", f"{step} x {groups}")
 
 
 def _memory(plan: Plan) -> Iterator[str]:

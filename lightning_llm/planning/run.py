@@ -22,6 +22,7 @@ class Parallelism:
         kind: ``"single"``, ``"ddp"`` or ``"fsdp2"``.
         shards: Ranks that one copy of the weights is spread over.
         replicas: Copies of the weights.
+        tensor: Ranks that share every layer.
         reshard_after_forward: See ``FSDP2Strategy``.
         reduce_every_micro_batch: As above.
         reduce_dtype: As above; of gradients under bfloat16 compute.
@@ -35,6 +36,7 @@ class Parallelism:
     kind: str
     shards: int = 1
     replicas: int = 1
+    tensor: int = 1
     reshard_after_forward: bool | int = True
     reduce_every_micro_batch: bool = False
     reduce_dtype: torch.dtype = torch.float32
@@ -80,22 +82,19 @@ class Parallelism:
 
     @classmethod
     def _of_fsdp2(cls, strategy: Any, world_size: int, options: dict[str, Any]) -> Parallelism:
-        if strategy.tensor_parallel_size > 1:
+        copies, tensor = strategy.replicate_size, strategy.tensor_parallel_size
+        given = strategy._data_parallel_size
+        shards = max(1, world_size // (copies * tensor)) if given == "auto" else int(given)
+        if shards * copies * tensor != world_size:
             raise ValueError(
-                f"tensor_parallel_size={strategy.tensor_parallel_size} cannot be planned; "
-                f"set it to 1"
-            )
-        copies, given = strategy.replicate_size, strategy._data_parallel_size
-        shards = max(1, world_size // copies) if given == "auto" else int(given)
-        if shards * copies != world_size:
-            raise ValueError(
-                f"data_parallel_size={given} and replicate_size={copies} must multiply to "
-                f"world_size={world_size}"
+                f"data_parallel_size={given}, replicate_size={copies} and "
+                f"tensor_parallel_size={tensor} must multiply to world_size={world_size}"
             )
         return cls(
             "fsdp2",
             shards=shards,
             replicas=copies,
+            tensor=tensor,
             reshard_after_forward=strategy.reshard_after_forward,
             reduce_every_micro_batch=strategy.reduce_every_micro_batch,
             reduce_dtype=getattr(torch, strategy.reduce_dtype),
@@ -224,6 +223,11 @@ class Run:
         return self.micro_batch_size * self.seq_len
 
     @property
+    def data_ranks(self) -> int:
+        """Ranks that read different rows: those that share layers read the same."""
+        return self.world_size // self.parallelism.tensor
+
+    @property
     def tokens_per_step(self) -> int:
         """Of all ranks and micro-batches."""
-        return self.tokens_per_rank * self.accumulate_grad_batches * self.world_size
+        return self.tokens_per_rank * self.accumulate_grad_batches * self.data_ranks

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
+from lightning_llm.planning.living import local
+from lightning_llm.planning.pretended_ranks import pretended_ranks
 from lightning_llm.planning.run import Parallelism
 from lightning_llm.strategies.blocks import find_blocks
+from lightning_llm.strategies.tensor_parallel import TensorParallel
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,20 @@ def shard_units(module: nn.Module, parallelism: Parallelism) -> list[Unit]:
 
     Raises:
         RuntimeError: A process group is running already.
+        ValueError: Layers are to be split over ranks that they cannot be split over.
     """
     if parallelism.kind != "fsdp2":
         return _units(module, _blocks(module, parallelism))
     module = copy.deepcopy(module)
     blocks = find_blocks(module, parallelism.block_class)
-    with _pretended_ranks(parallelism) as mesh:
-        for block in blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+    replicas, shards, tensor = parallelism.replicas, parallelism.shards, parallelism.tensor
+    with pretended_ranks(replicas, shards, tensor) as ranks:
+        mesh = ranks["data_parallel" if replicas == 1 else ("replicate", "data_parallel")]
+        split = TensorParallel(module, ranks["tensor_parallel"]) if tensor > 1 else None
+        for part in [*blocks, module]:
+            if split is not None:
+                split.split(part)
+            fully_shard(part, mesh=mesh)
         return _units(module, blocks)
 
 
@@ -88,30 +91,6 @@ def _units(module: nn.Module, blocks: list[nn.Module]) -> list[Unit]:
     members: dict[str, list[Weight]] = {names[block]: [] for block in blocks}
     members[""] = []
     for name, parameter in module.named_parameters():
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        weight = Weight(name, parameter.numel(), local.numel())
+        weight = Weight(name, parameter.numel(), local(parameter).numel())
         members[owner.get(id(parameter), "")].append(weight)
     return [Unit(name, tuple(weights)) for name, weights in members.items()]
-
-
-@contextmanager
-def _pretended_ranks(parallelism: Parallelism) -> Iterator[DeviceMesh]:
-    """A mesh of ranks that do not exist; this process is the first."""
-    # Where torch keeps it; importing it makes the backend known.
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    if dist.is_initialized():
-        raise RuntimeError(
-            "a plan needs a process group of its own, and one is running: plan in a process that "
-            "does not train"
-        )
-    replicas, shards = parallelism.replicas, parallelism.shards
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=replicas * shards)
-    try:
-        if replicas > 1:
-            names = ("replicate", "data_parallel")
-            yield init_device_mesh("cpu", (replicas, shards), mesh_dim_names=names)
-        else:
-            yield init_device_mesh("cpu", (shards,), mesh_dim_names=("data_parallel",))
-    finally:
-        dist.destroy_process_group()

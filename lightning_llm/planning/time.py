@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from lightning_llm.models.flops import flops_per_token, matmul_parameters
-from lightning_llm.planning.communication import Collective
+from lightning_llm.planning.collectives import Collective
 from lightning_llm.planning.devices import Device
 from lightning_llm.planning.run import Run
 from lightning_llm.planning.shards import Unit
@@ -28,13 +28,15 @@ _ATTENTION_BACKWARD = 3.5 / 3  # the backward pass computes the scores again
 _LATENCY, _LATENCY_PER_NODE = 10e-6, 2e-6
 
 ASSUMPTIONS = (
-    "products at 62 % (width below 1,024), 66 % (below 2,048) or 70 % of the bf16 peak, float8 "
-    "ones at 60 % of theirs; attention at 38 %, half of the scores skipped",
+    "products at 62 % (width below 1,024), 66 % (below 2,048) or 70 % of the bf16 peak, where the "
+    "width is divided by the ranks that share a layer, float8 ones at 60 % of theirs; attention at "
+    "38 %, half of the scores skipped",
     f"elementwise traffic of {_FUSED:.0f} (compiled) or {_EAGER:.0f} (eager) bytes per token, "
     "layer and unit of width, and 6 bytes per word of the vocabulary for the loss, at 90 % of the "
     "memory bandwidth",
     "rings at 80 % of the link, between machines of all network adapters of one; what blocks "
-    "gather and reduce hides behind their arithmetic, the rest does not",
+    "gather and reduce hides behind their arithmetic, the rest does not, and nothing of what ranks "
+    "that share layers send each other",
     "no time for data, logging, validation, checkpoints, stragglers or failures",
 )
 
@@ -78,7 +80,8 @@ def plan_time(
         device: Of every rank.
     """
     config = run.module.model.config
-    tokens = run.tokens_per_rank * run.accumulate_grad_batches
+    # Ranks that share layers divide the arithmetic of the same tokens.
+    tokens = run.tokens_per_rank * run.accumulate_grad_batches / run.parallelism.tensor
     repeated_products, repeated_attention = {
         "none": (0.0, 0.0),
         "selective": (0.5 / 3, 0.0),
@@ -113,7 +116,7 @@ def plan_time(
 
 def _products_rate(run: Run, device: Device) -> tuple[float, float]:
     """Peak of the dtype, and the share of it that products of this width reach."""
-    width = run.module.model.config.dim
+    width = run.module.model.config.dim // run.parallelism.tensor
     share = 0.62 if width < 1024 else 0.66 if width < 2048 else 0.70
     narrow = run.numerics.compute.itemsize < 4
     return (device.bf16_flops if narrow else device.fp32_flops), share
@@ -121,18 +124,19 @@ def _products_rate(run: Run, device: Device) -> tuple[float, float]:
 
 def collective_seconds(collective: Collective, run: Run, device: Device) -> float:
     """Time of a step's calls of one kind, alone on the links."""
-    ranks = collective.ranks
-    nodes = max(1, math.ceil(ranks / device.per_node))
-    if collective.over == "replicas":
-        # One rank of each group in a machine: the groups share its adapters.
-        apart = run.parallelism.shards >= device.per_node
-        rate = device.network_bandwidth if apart else device.link_bandwidth
-        nodes = ranks if apart else 1
-    elif nodes == 1:
-        rate = device.link_bandwidth
-    else:
-        rate = min(device.link_bandwidth, device.per_node * device.network_bandwidth)
+    ranks, beside = collective.ranks, _in_a_machine(collective, run, device)
+    nodes, rate = math.ceil(ranks / beside), device.link_bandwidth
+    if nodes > 1:  # the groups of a machine share its adapters
+        rate = min(rate, beside * device.network_bandwidth)
     passes = 2 if collective.operation == "all_reduce" else 1
     sent = passes * collective.bytes * (ranks - 1) / ranks
     latency = _LATENCY * math.log2(ranks) + _LATENCY_PER_NODE * nodes
     return sent / (rate * _LINK) + passes * collective.calls * latency
+
+
+def _in_a_machine(collective: Collective, run: Run, device: Device) -> int:
+    """Ranks of a group in one machine: those that share layers lie side by side, then shards."""
+    spread = run.parallelism
+    strides = {"shards": spread.tensor, "replicas": spread.tensor * spread.shards}
+    stride = strides.get(collective.over, 1)
+    return min(collective.ranks, max(1, device.per_node // stride))

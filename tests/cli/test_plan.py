@@ -80,11 +80,30 @@ def test_text_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
         (
             (
                 *SHARDED,
+                "--trainer.strategy.init_args.tensor_parallel_size=16",
+                "--world_size",
+                "32",
+            ),
+            "tensor_parallel_size=16: n_kv_heads=8 is no multiple of 16",
+        ),
+        (
+            (
+                *SHARDED,
                 "--trainer.strategy.init_args.tensor_parallel_size=2",
+                "--data.init_args.seq_len=1023",
                 "--world_size",
                 "8",
             ),
-            "tensor_parallel_size=2 cannot be planned",
+            "seq_len=1023 is no multiple of it; use seq_len=1022",
+        ),
+        (
+            (
+                *SHARDED,
+                "--trainer.strategy.init_args.tensor_parallel_size=2",
+                "--world_size",
+                "9",
+            ),
+            "must multiply to world_size=9",
         ),
     ],
 )

@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import check_tensor_parallel as split_models
 import lightning.pytorch as L
 import torch
 from fsdp2_runs import CONFIG, GLOBAL_BATCH, Data
+from kept_memory import SPLIT_CASES, kept_by_split
 from strategy_models import LENGTH, trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -49,8 +51,10 @@ def plain() -> CausalLM:
 Case = tuple[Any, Any, dict[str, Any], dict[str, Any]]
 
 
+MIXED = {"plugins": [BF16MixedPrecision()]}
+
+
 def two_ranks() -> dict[str, Case]:
-    mixed = {"plugins": [BF16MixedPrecision()]}
     return {
         "fsdp2": (plain, FSDP2Strategy(), {}, {}),
         "fsdp2, kept whole": (plain, FSDP2Strategy(reshard_after_forward=False), {}, {}),
@@ -61,8 +65,8 @@ def two_ranks() -> dict[str, Case]:
             {},
             {"accumulate_grad_batches": 2},
         ),
-        "fsdp2, bf16": (plain, FSDP2Strategy(), mixed, {}),
-        "fsdp2, bf16 gradients": (plain, FSDP2Strategy(reduce_dtype="bfloat16"), mixed, {}),
+        "fsdp2, bf16": (plain, FSDP2Strategy(), MIXED, {}),
+        "fsdp2, bf16 gradients": (plain, FSDP2Strategy(reduce_dtype="bfloat16"), MIXED, {}),
         "fsdp2, Muon": (with_muon, FSDP2Strategy(), {}, {}),
         "fsdp2, not clipped": (plain, FSDP2Strategy(), {}, {"gradient_clip_val": None}),
         "ddp": (plain, DDPStrategy(), {}, {}),
@@ -70,10 +74,29 @@ def two_ranks() -> dict[str, Case]:
     }
 
 
+def split_over_two() -> dict[str, Case]:
+    Split = partial(FSDP2Strategy, tensor_parallel_size=2)
+    grouped, untied = split_models.grouped, split_models.untied
+    return {
+        "split": (grouped, Split(), {}, {}),
+        # Chunks of the loss, biases, learned positions, and the products repeated.
+        "split, untied, full": (untied, Split(activation_checkpointing="full"), {}, {}),
+        "split, selective": (grouped, Split(activation_checkpointing="selective"), MIXED, {}),
+        "split, parallel": (split_models.parallel_residual, Split(), MIXED, {}),
+        "split, two micro-batches": (grouped, Split(), MIXED, {"accumulate_grad_batches": 2}),
+    }
+
+
 def four_ranks() -> dict[str, Case]:
+    Split = partial(FSDP2Strategy, tensor_parallel_size=2)
+    grouped, each = split_models.grouped, {"accumulate_grad_batches": 2}
     return {
         "fsdp2": (plain, FSDP2Strategy(), {}, {}),
         "hsdp": (plain, FSDP2Strategy(replicate_size=2), {}, {}),
+        "split": (grouped, Split(), {}, {}),
+        "split, each reduced": (grouped, Split(reduce_every_micro_batch=True), MIXED, each),
+        "split, Muon": (split_models.with_muon, Split(), {}, {}),
+        "split, copies": (grouped, Split(replicate_size=2), {}, each),
     }
 
 
@@ -98,14 +121,15 @@ def run_of(case: Case, ranks: int) -> Run:
     """The same as `watch` runs, on paper."""
     module, strategy, precision, options = case
     numerics = Numerics.of(precision.get("plugins", [precision.get("precision", "32-true")])[0])
+    parallelism = Parallelism.of(strategy, ranks)
     with torch.device("meta"):
         built = module()
     return Run(
         module=built,
-        parallelism=Parallelism.of(strategy, ranks),
+        parallelism=parallelism,
         numerics=numerics,
         world_size=ranks,
-        micro_batch_size=GLOBAL_BATCH // ranks,
+        micro_batch_size=GLOBAL_BATCH * parallelism.tensor // ranks,
         seq_len=LENGTH,
         accumulate_grad_batches=options.get("accumulate_grad_batches", 1),
         clips_gradients=options.get("gradient_clip_val", 0.5) is not None,
@@ -205,7 +229,9 @@ def watch(case: Case, ranks: int) -> dict[str, Any]:
 
 
 def watch_two(directory: Path) -> dict[str, Any]:
-    return {name: watch(case, 2) for name, case in two_ranks().items()}
+    cases = two_ranks() | split_over_two()
+    found = {name: watch(case, 2) for name, case in cases.items()}
+    return found | {"kept": [kept_by_split(*case) for case in SPLIT_CASES]}
 
 
 def watch_four(directory: Path) -> dict[str, Any]:

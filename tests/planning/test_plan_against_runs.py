@@ -9,11 +9,15 @@ from typing import Any
 import planned_runs
 import pytest
 from fsdp2_runs import spawn
+from kept_memory import SPLIT_CASES, run_of
 
-from lightning_llm.planning.communication import Collective, plan_communication
+from lightning_llm.planning.activations import trace_activations
+from lightning_llm.planning.collectives import Collective
+from lightning_llm.planning.communication import plan_communication
 from lightning_llm.planning.memory import plan_memory
 from lightning_llm.planning.optimizer_states import optimizer_of
 from lightning_llm.planning.shards import shard_units
+from lightning_llm.strategies import FSDP2Strategy
 
 pytestmark = [
     pytest.mark.distributed,
@@ -53,11 +57,26 @@ def check_memory(memory: Any, ranks: list[dict[str, Any]]) -> None:
         assert getattr(memory, part) == pytest.approx(most, rel=0.05), part
 
 
-@pytest.mark.parametrize("name", planned_runs.two_ranks())
+TWO_RANKS = planned_runs.two_ranks() | planned_runs.split_over_two()
+
+
+@pytest.mark.parametrize("name", TWO_RANKS)
 def test_two_ranks(name: str, two: list[dict[str, Any]]) -> None:
-    memory, collectives = planned(planned_runs.two_ranks()[name], 2)
+    memory, collectives = planned(TWO_RANKS[name], 2)
     assert collectives == two[0][name]["collectives"]
     check_memory(memory, [found[name] for found in two])
+
+
+@pytest.mark.parametrize("case", SPLIT_CASES)
+def test_activations_of_split_layers(
+    case: tuple[str, Any, bool], two: list[dict[str, Any]]
+) -> None:
+    name, mode, mixed = case
+    strategy = FSDP2Strategy(tensor_parallel_size=2, activation_checkpointing=mode)
+    kept = trace_activations(run_of(name, strategy, mixed), mode).kept
+    tolerance = 0.15 if mode == "none" else 0.25  # as on one rank
+    for found in two:
+        assert kept == pytest.approx(found["kept"][SPLIT_CASES.index(case)], rel=tolerance)
 
 
 @pytest.mark.parametrize("name", planned_runs.four_ranks())
