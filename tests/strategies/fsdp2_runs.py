@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-import torch.multiprocessing as mp
+from ranks import run_on_ranks
 from strategy_models import LENGTH, VOCAB, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -148,26 +146,4 @@ def fit(
 
 def spawn(main: Callable[..., Any], ranks: int, directory: Path) -> list[Any]:
     """Run ``main(directory)`` on gloo ranks and return what each one gave."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, args=(ranks, port, directory, main), nprocs=ranks)
-    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
-
-
-def _rank(rank: int, ranks: int, port: int, directory: Path, main: Callable[..., Any]) -> None:
-    os.environ |= {
-        "TORCHELASTIC_RUN_ID": "test",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-    }
-    # Of an earlier test: Lightning would seed with it once more, after the module is built.
-    os.environ.pop("PL_GLOBAL_SEED", None)
-    torch.set_num_threads(1)
-    torch.save(main(directory), directory / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return run_on_ranks(main, ranks, directory, directory)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import pytest
 import torch
 import torch._dynamo.config as dynamo
-import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy as LightningDDPStrategy
+from ranks import run_on_ranks
 from strategy_models import VOCAB, loader, trainer
 from torch._dynamo.utils import counters
 
@@ -60,19 +57,8 @@ def fit(**options: Any) -> dict[str, Any]:
     return {**results.found, "split afterwards": dynamo.optimize_ddp}
 
 
-def all_runs(rank: int, port: int, directory: Path) -> None:
+def all_runs() -> dict[str, Any]:
     """Runs of one rank, one after the other: starting processes is what takes long."""
-    os.environ |= {
-        "TORCHELASTIC_RUN_ID": "test",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
-    torch.set_num_threads(1)
     compiled = {"compile": {"backend": "aot_eager"}, "activation_checkpointing": "selective"}
     two = {"accumulate_grad_batches": 2}
     runs = {
@@ -83,18 +69,13 @@ def all_runs(rank: int, port: int, directory: Path) -> None:
     for mode in ("master", "stochastic_rounding"):
         plugin = MasterWeightsPrecision(mode)  # type: ignore[arg-type]
         runs[mode] = fit(strategy=DDPStrategy(), plugins=[plugin], **two)
-    torch.save(runs, directory / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return runs
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     directory = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(all_runs, args=(port, directory), nprocs=2)
-    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return run_on_ranks(all_runs, 2, directory)
 
 
 @pytest.mark.distributed
