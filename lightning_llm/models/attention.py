@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_llm.models.blocked_attention import blocked_attention, takes
+from lightning_llm.models.blocked_attention import blocked_attention, blocks_are_faster
 from lightning_llm.models.cache import LayerCache
 from lightning_llm.models.config import TransformerConfig
 from lightning_llm.models.linear import Linear
@@ -119,13 +119,14 @@ class Attention(nn.Module):
         grouped = query.shape[1] != key.shape[1]
         if grouped and query.shape[2] == 1:
             return self._attend_folded(query, key, value, mask)
-        if not (self.dropout and self.training) and takes(query, key):
+        if not (self.dropout and self.training) and blocks_are_faster(query, key):
             return blocked_attention(query, key, value, mask, scale=self.score_scale)
-        if mask is not None and query.is_cuda:
+        if grouped and mask is not None and query.is_cuda:
             # The kernel that takes masks on most GPUs knows no grouped heads; asking for both
             # would fall back to one that keeps all scores (github.com/pytorch/pytorch/pull/191085).
             per_group = self.n_heads // self.n_kv_heads
             key, value = (y.repeat_interleave(per_group, dim=1) for y in (key, value))
+            grouped = False
         return F.scaled_dot_product_attention(
             query,
             key,

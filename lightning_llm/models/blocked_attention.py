@@ -27,7 +27,7 @@ _MAX_LENGTH = 1024
 _DTYPES = frozenset({torch.bfloat16, torch.float32, torch.float64})
 
 
-def takes(query: Tensor, key: Tensor) -> bool:
+def blocks_are_faster(query: Tensor, key: Tensor) -> bool:
     """True where :func:`blocked_attention` is faster than ``scaled_dot_product_attention``.
 
     In compiled code, where masks, casts and softmax are one pass; else in training with bfloat16
