@@ -63,7 +63,7 @@ TIERS = {
     "generation": tier("models"),
     "metrics": tier(libraries="torchmetrics", lazy="sacrebleu"),
     "reporting": tier(lazy="PIL"),
-    "callbacks": tier("metrics reporting", "lightning torchmetrics"),
+    "callbacks": tier("metrics reporting", "lightning torchmetrics", lazy_parts="strategies"),
     "plugins": tier(libraries="lightning"),
     "strategies": tier("models plugins", "lightning"),
     # Lightning in the datamodules alone: see test_datasets_work_without_lightning.

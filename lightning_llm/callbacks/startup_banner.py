@@ -8,21 +8,24 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_llm.callbacks._batch import field
 from lightning_llm.callbacks._console import short_number
 from lightning_llm.callbacks._flops import find_token_flops
+from lightning_llm.callbacks._hardware import can_compile, has_fast_bf16
 from lightning_llm.callbacks._parameter_table import parameter_lines
+from lightning_llm.callbacks._precision_name import precision_name
 from lightning_llm.callbacks._run_length import total_steps
 
 
 class StartupBanner(Callback):
     """Prints a few lines at the first batch: model, precision, compilation, strategy, step, run.
 
-    The last line names what could make the run faster and is off. Rank zero prints, to standard
-    error. Works with any LightningModule.
+    The last line names what could make the run faster, works on the device in use, and is off. Rank
+    zero prints, to standard error. Works with any LightningModule.
     """
 
     def __init__(self) -> None:
@@ -58,7 +61,7 @@ def describe_run(trainer: Trainer, pl_module: LightningModule, batch: Any) -> st
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     packing = getattr(getattr(trainer, "datamodule", None), "packing", None)
     facts = [
-        f"precision {trainer.precision}",
+        f"precision {precision_name(trainer)}",
         f"compile {'on' if _is_compiled(pl_module, strategy) else 'off'}",
         f"strategy {type(strategy).__name__}",
         *([f"packing {packing}"] if isinstance(packing, str) else []),
@@ -130,26 +133,32 @@ def _is_compiled(pl_module: LightningModule, strategy: Any) -> bool:
 
 
 def _could_be_on(trainer: Trainer, pl_module: LightningModule, packing: Any) -> list[str]:
-    device = trainer.strategy.root_device
+    """Only what this device, model and strategy can do."""
+    strategy, plugin = trainer.strategy, trainer.precision_plugin
+    device = strategy.root_device
     off = []
-    if not _is_compiled(pl_module, trainer.strategy):
-        kind = "DDPStrategy" if trainer.world_size > 1 else "SingleDeviceStrategy"
-        if hasattr(trainer.strategy, "blocks"):  # one of ours, which sharding needs
-            kind = type(trainer.strategy).__name__
-        off.append(f"compile=True of lightning_llm.strategies.{kind}")
-    if str(trainer.precision).startswith("32") and _multiplies_bf16(device):
+    compiles = _compiling_strategy(strategy)
+    if compiles and not _is_compiled(pl_module, strategy) and can_compile(pl_module, device):
+        off.append(f"compile=True of lightning_llm.strategies.{compiles}")
+    if type(plugin) is Precision and has_fast_bf16(device):  # float32, and no plugin of a user
         off.append("precision bf16-mixed")
     if packing == "pad":
         off.append("packing concat or best_fit")
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     if device.type == "cuda" and any(group.get("fused", True) in (None, False) for group in groups):
-        off.append("fused=True of the optimizer")
+        # Lightning's own refuses to clip with a fused optimizer, for the sake of float16.
+        refuses = isinstance(plugin, MixedPrecision) and trainer.gradient_clip_val
+        if not refuses:
+            off.append("fused=True of the optimizer")
+        elif plugin.precision == "bf16-mixed":
+            kind = "lightning_llm.plugins.BF16MixedPrecision"
+            off.append(f"fused=True of the optimizer, with {kind} in trainer.plugins")
     return off
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has matrix instructions for bfloat16."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return device.type == "cpu" and has_tiles is not None and bool(has_tiles())
+def _compiling_strategy(strategy: Any) -> str | None:
+    """The strategy of this package that does what ``strategy`` does, and can compile."""
+    name = type(strategy).__name__
+    if hasattr(strategy, "blocks") or name in ("SingleDeviceStrategy", "DDPStrategy"):
+        return name
+    return {"FSDPStrategy": "FSDP2Strategy", "ModelParallelStrategy": "FSDP2Strategy"}.get(name)

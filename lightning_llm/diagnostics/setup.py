@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_llm.callbacks._batch import field
+from lightning_llm.callbacks._hardware import can_compile, has_fast_bf16
 from lightning_llm.diagnostics.allocator import allocator_in_use
-from lightning_llm.strategies.blocks import find_blocks
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,10 @@ def read_setup(trainer: L.Trainer, module: L.LightningModule, batch: Any) -> Set
         else None,
         world_size=trainer.world_size,
         precision=str(trainer.precision),
-        has_fast_bf16=_has_fast_bf16(device),
+        has_fast_bf16=has_fast_bf16(device),
         strategy=type(trainer.strategy).__name__,
         compiles=bool(getattr(blocks, "compile", False)),
-        can_compile=_can_compile(module, device),
+        can_compile=can_compile(module, device),
         activation_checkpointing=getattr(blocks, "activation_checkpointing", "none"),
         optimizer=type(optimizer).__name__ if optimizer is not None else None,
         is_fused=_is_fused(optimizer),
@@ -141,24 +140,6 @@ def _device_name(device: torch.device) -> str:
             return next(names, "cpu")
     except OSError:
         return "cpu"
-
-
-def _has_fast_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False
-
-
-def _can_compile(module: L.LightningModule, device: torch.device) -> bool:
-    try:
-        find_blocks(module)
-    except ValueError:
-        return False
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (7, 0)
-    return device.type == "cpu" and any(map(shutil.which, ("g++", "clang++", "cl")))
 
 
 def _is_fused(optimizer: Any) -> bool | None:

@@ -26,6 +26,7 @@ svg text { font-size: 11px; fill: var(--ink); } .x { text-anchor: middle; } .y {
 .grid { stroke: var(--soft); } .line { fill: none; stroke-width: 1.6; }
 .dashed { stroke-dasharray: 6 3; }
 .runs { list-style: none; padding: 0; }
+.error { color: #d6335c; font-weight: 600; } .interrupted { color: #d97706; }
 .key { display: inline-block; width: 1em; height: 1em; border-radius: 3px; vertical-align: -2px; }
 pre, td { white-space: pre-wrap; overflow-wrap: anywhere; }
 pre { border: 1px solid var(--soft); padding: .6rem; border-radius: 6px; }
@@ -44,7 +45,7 @@ def render_report(runs: Sequence[Run]) -> str:
         for i, colour in enumerate(COLOURS)
     )
     legend = "".join(
-        f'<li><span class="key c{i % len(COLOURS)}"></span> {escape(run.name)}</li>'
+        f'<li><span class="key c{i % len(COLOURS)}"></span> {escape(run.name)}{_ending(run)}</li>'
         for i, run in enumerate(runs)
     )
     parts = [f"<h1>Training report</h1>\n<ul class='runs'>{legend}</ul>", _charts(runs)]
@@ -56,6 +57,13 @@ def render_report(runs: Sequence[Run]) -> str:
         + "\n".join(filter(None, parts))
         + "\n</body></html>\n"
     )
+
+
+def _ending(run: Run) -> str:
+    """What the reader of a run that failed looks for first."""
+    if run.ending is None:
+        return ""
+    return f' <span class="{run.ending.state}">{escape(run.ending.sentence)}</span>'
 
 
 def _charts(runs: Sequence[Run]) -> str:
@@ -87,6 +95,9 @@ def _texts(run: Run, first: Run) -> str:
     if run.problems:
         items = "".join(f"<li>{escape(problem)}</li>" for problem in run.problems)
         parts.append(_folded("Not read", f"<ul>{items}</ul>", is_open=True))
+    if run.ending is not None and run.ending.message:
+        said = f"<pre>{escape(run.ending.message)}</pre>"
+        parts.append(_folded(f"How it ended: {run.ending.state}", said, is_open=True))
     for title, rows in run.samples.items():
         parts.append(_folded(title, samples_table(rows), is_open=True))
     for title, text in run.texts.items():

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_llm.reporting.ending import ENDING_FILE, Ending, read_ending
+
 Points = list[tuple[float, float]]
+_LOG_FILES = ("metrics.csv", ENDING_FILE)  # a run that failed at once has only the second
 _NAME_PARTS = 3  # such as quickstart/lightning_logs/version_0
 
 
@@ -32,6 +35,7 @@ class Run:
         samples: Title -> rows of ``samples.jsonl`` and of the callbacks' ``…_samples.jsonl``.
         texts: Title -> text of the files that describe the run.
         problems: A sentence for each row or file that could not be read.
+        ending: How the run ended; None where nothing was recorded.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Run:
     samples: dict[str, list[Row]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    ending: Ending | None = None
 
     def over_steps(self, column: str) -> Points:
         """A column over optimizer steps."""
@@ -62,12 +67,19 @@ class Run:
 def read_run(directory: Path) -> Run:
     """Read a directory of Lightning's ``CSVLogger``, or one above a single such directory.
 
+    A run that ended before its first row has no ``metrics.csv``; its ``ending.json`` will do.
+
     Raises:
-        ValueError: There is no ``metrics.csv``, or there are several.
+        ValueError: There is no such directory, or there are several.
     """
     directory = _log_directory(directory)
     run = Run(name=_name(directory, _NAME_PARTS))
-    _read_metrics(directory / "metrics.csv", run)
+    if (directory / "metrics.csv").is_file():
+        _read_metrics(directory / "metrics.csv", run)
+    try:
+        run.ending = read_ending(directory)
+    except ValueError as error:
+        run.problems.append(str(error))
     for path in sorted(directory.glob("*samples.jsonl"), key=lambda path: len(path.name)):
         _read_samples(path, run)
     titles = {
@@ -100,13 +112,15 @@ def _name(directory: Path, parts: int) -> str:
 
 
 def _log_directory(directory: Path) -> Path:
-    if (directory / "metrics.csv").is_file():
+    if any((directory / name).is_file() for name in _LOG_FILES):
         return directory
-    found = sorted(directory.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
+    files = [path for name in _LOG_FILES for path in directory.rglob(name)]
+    by_age = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
+    found = list(dict.fromkeys(path.parent for path in by_age))
     if len(found) == 1:
-        return found[0].parent
+        return found[0]
     problem = f"has {len(found)} logs below it" if found else "has no metrics.csv"
-    remedy = f"; the newest is {str(found[-1].parent)!r}" if found else ", which CSVLogger writes"
+    remedy = f"; the newest is {str(found[0])!r}" if found else ", which CSVLogger writes"
     raise ValueError(f"RUN_DIR {str(directory)!r} {problem}{remedy}")
 
 

@@ -60,6 +60,11 @@ class Float8Precision(BF16MixedPrecision):
         self.exclude = frozenset(exclude)
         self._converted: list[tuple[nn.Linear, type[nn.Linear]]] = []
 
+    @property
+    def description(self) -> str:
+        """What is computed in what, for people."""
+        return f"float8 {self.recipe} over bf16-mixed"
+
     @override
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Turns layers into float8 ones in place.

@@ -73,6 +73,13 @@ class MasterWeightsPrecision(Precision):
         self._dtypes: list[tuple[nn.Parameter, torch.dtype]] = []
         self._masters_are_kept = True
 
+    @property
+    def description(self) -> str:
+        """What is kept in what, for people."""
+        if self.mode == "master":
+            return "bf16 weights with float32 masters"
+        return "bf16 weights rounded stochastically"
+
     @override
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Makes the parameters bfloat16 in place, and keeps what trainable ones were.
