@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
+from functools import reduce
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -17,6 +20,8 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 INCLUDE = re.compile(r'^ *--8<-- "([^":]+)(?::([\w-]+))?"$', re.MULTILINE)
 MARK = re.compile(r"--8<-- \[(start|end):([\w-]+)\]")
+# Lines of the package, under a caption that says where they stand: "`Class.method` in `file`:"
+QUOTE = re.compile(r"^`([\w.]+)` in `(lightning_llm/[\w/]+)\.py`:\n\n```py\n(.*?)^```", re.M | re.S)
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -75,7 +80,73 @@ def test_blocks_are_whole_includes_or_stand_where_the_tests_execute_them() -> No
             included = [bool(INCLUDE.fullmatch(line)) for line in lines]
             assert all(included) or not any(included), f"{page.name}: mixed with an include: {code}"
             executed = not indent and language == "python" and page.parent == ROOT / "docs"
-            assert all(included) or executed, f"{page.name}: nothing runs this: {code}"
+            compared = not indent and code in (lines for _, _, lines in QUOTE.findall(text))
+            tested = all(included) or executed or compared
+            assert tested, f"{page.name}: nothing runs or compares this: {code}"
+
+
+def source_of(symbol: str, module: str) -> list[str]:
+    """Return the lines of a function or class of the package, without their indentation."""
+    found = importlib.import_module(module.replace("/", "."))
+    source = inspect.getsource(reduce(getattr, symbol.split("."), found))
+    return [line.strip() for line in source.splitlines()]
+
+
+def missing_lines(quoted: str, source: list[str]) -> str | None:
+    """Return what of a quotation does not follow in the source; a line ``...`` skips some."""
+    start = 0
+    for passage in re.split(r"^ *\.\.\.\n", quoted, flags=re.MULTILINE):
+        lines = [line.strip() for line in passage.splitlines()]
+        places = range(start, len(source) - len(lines) + 1)
+        place = next((i for i in places if source[i : i + len(lines)] == lines), None)
+        if place is None or not any(lines):
+            return passage
+        start = place + len(lines)
+    return None
+
+
+QUOTATIONS = [
+    pytest.param(*found, id=f"{page.stem}-{found[0]}")
+    for page in PAGES
+    for found in QUOTE.findall(page.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("symbol", "module", "quoted"), QUOTATIONS)
+def test_quoted_lines_are_those_of_the_package(symbol: str, module: str, quoted: str) -> None:
+    missing = missing_lines(quoted, source_of(symbol, module))
+    assert missing is None, f"{module}.py, {symbol} has no longer, in this order:\n{missing}"
+
+
+@pytest.mark.parametrize(
+    ("quoted", "missing"),
+    [
+        ("a = 1\nb = 2\n", None),
+        ("    a = 1\n    b = 2\n", None),
+        ("a = 1\n...\nreturn c\n", None),
+        ("a = 2\n", "a = 2\n"),
+        ("a = 1\nreturn c\n", "a = 1\nreturn c\n"),
+        ("return c\n...\na = 1\n", "a = 1\n"),
+        ("a = 1\n...\na = 1\n", "a = 1\n"),
+        ("a = 1\n...\n", ""),
+    ],
+)
+def test_a_wrong_quotation_is_found(quoted: str, missing: str | None) -> None:
+    source = ["def f():", "a = 1", "b = 2", "c = a + b", "return c"]
+    assert missing_lines(quoted, source) == missing
+
+
+def test_how_it_works_has_code_and_source_for_each_formula() -> None:
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    explained = [part for part in re.split(r"^##+ ", text, flags=re.MULTILINE) if "\n$$\n" in part]
+    titles = {part.partition("\n")[0] for part in explained}
+    assert titles >= {"Attention", "Rotary", "The loss", "Perplexity", "BLEU"}
+    for part in explained:
+        assert QUOTE.search(part), f"no line of code: {part}"
+        assert "](https://" in part, f"no source: {part}"
+    for shown, linked in re.findall(r"\[arXiv:([^]]+)\]\(([^)]+)\)", text):
+        assert re.fullmatch(r"\d{4}\.\d{4,5}", shown), shown
+        assert linked == f"https://arxiv.org/abs/{shown}"
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda page: page.name)
