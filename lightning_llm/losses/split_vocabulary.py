@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lightning_llm.losses.chunks import WeightGradient, auto_chunk_size, softmax_dtype
 from lightning_llm.losses.softmax_rows import LossTerms
@@ -126,6 +127,7 @@ class _SplitSum(torch.autograd.Function):
         return loss.sum(), total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
         scaled = [None if g is None else g * outer[0].to(g.dtype) for g in ctx.saved_tensors]
         return (*scaled, *([None] * 6))

@@ -12,10 +12,12 @@ import pytest
 import torch
 from fsdp2_runs import fit, spawn
 from strategy_models import Foreign
+from torch.distributed.tensor import DTensor, Shard
 from torch.testing import assert_close
 
 from lightning_llm.losses import linear_cross_entropy
 from lightning_llm.models import TransformerConfig
+from lightning_llm.planning.pretended_ranks import pretended_ranks
 from lightning_llm.plugins import AtomicCheckpointIO
 from lightning_llm.strategies import FSDP2Strategy
 from lightning_llm.strategies.tensor_parallel import TensorParallel, find_problems
@@ -202,6 +204,17 @@ def test_other_backends_of_the_loss_are_refused() -> None:
     head.device_mesh = TWO_RANKS
     with pytest.raises(ValueError, match="backend='torch' takes no head whose rows are spread"):
         linear_cross_entropy(torch.zeros(3, 4), head, torch.tensor([1, 2, 3]), backend="torch")
+
+
+def test_split_loss_has_no_second_derivative() -> None:
+    with pretended_ranks(1, 1, 1) as ranks:
+        mesh = ranks["tensor_parallel"]
+        hidden = torch.randn(3, 4, requires_grad=True)
+        head = DTensor.from_local(torch.randn(8, 4, requires_grad=True), mesh, [Shard(0)])
+        loss = linear_cross_entropy(hidden, head, torch.tensor([1, 2, 3]))
+        (slope,) = torch.autograd.grad(loss, hidden, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            slope.sum().backward()
 
 
 def test_size_must_be_positive() -> None:
