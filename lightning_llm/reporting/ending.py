@@ -40,6 +40,8 @@ class Ending:
         message = type(exception).__name__ + (f": {said}" if said else "")
         if len(message) > _LONGEST_MESSAGE:
             message = message[:_LONGEST_MESSAGE] + " …"
+        # The name of a file may hold what is no text.
+        message = message.encode("utf-8", "backslashreplace").decode()
         return cls("interrupted" if asked else "error", step, message)
 
     @property
@@ -53,8 +55,7 @@ class Ending:
 def write_ending(directory: Path, ending: Ending) -> None:
     """Write ``ending.json``."""
     text = json.dumps(asdict(ending), indent=2, ensure_ascii=False) + "\n"
-    # A message may hold half a surrogate pair, from the name of a file.
-    (directory / ENDING_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+    (directory / ENDING_FILE).write_text(text, encoding="utf-8")
 
 
 def read_ending(directory: Path) -> Ending | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_llm.reporting.chart import HEIGHT, LEFT, RIGHT, WIDTH, Chart, lay_out
 from lightning_llm.reporting.charts import COLOURS, charts_over_time, charts_over_work
+from lightning_llm.reporting.fonts import Fonts
 from lightning_llm.reporting.run import Run
 
 _FINE = 4  # pixels drawn per unit of the layout; half as many are kept, which smooths the lines
@@ -41,6 +42,9 @@ def check_pillow() -> None:
 def write_pngs(runs: Sequence[Run], directory: Path) -> list[Path]:
     """Write each chart of the page to a file of its own, such as ``loss_over_tokens.png``.
 
+    A text is drawn with a font that has its letters; those that no font here has are named in one
+    warning.
+
     Returns:
         The files.
 
@@ -49,16 +53,17 @@ def write_pngs(runs: Sequence[Run], directory: Path) -> list[Path]:
     """
     check_pillow()
     directory.mkdir(parents=True, exist_ok=True)
-    files = []
+    files, fonts = [], Fonts()
     for chart in [*charts_over_work(runs), *charts_over_time(runs)]:
         name = re.sub(r"[^a-z0-9]+", "_", chart.heading.lower()).strip("_")
         files.append(directory / f"{name}.png")
-        _picture(chart).save(files[-1])
+        _picture(chart, fonts).save(files[-1])
+    fonts.warn()
     return files
 
 
-def _picture(chart: Chart) -> Any:
-    from PIL import Image, ImageDraw, ImageFont
+def _picture(chart: Chart, fonts: Fonts) -> Any:
+    from PIL import Image, ImageDraw
 
     keys = dict.fromkeys((line.run, line.colour) for line in chart.lines)
     note = textwrap.wrap(chart.note, _NOTE_LETTERS)
@@ -66,12 +71,12 @@ def _picture(chart: Chart) -> Any:
     bottom = top + HEIGHT + _NOTE * len(note) + 6
     image = Image.new("RGB", (WIDTH * _FINE, bottom * _FINE), _BACK)
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=11 * _FINE)
 
-    def write(x: float, y: float, text: str, anchor: str, font: Any = font) -> None:
+    def write(x: float, y: float, text: str, anchor: str, size: int = 11) -> None:
+        font = fonts.of(text, size * _FINE)
         draw.text((x * _FINE, y * _FINE), text, fill=_INK, font=font, anchor=anchor)
 
-    write(LEFT, _TITLE - 8, chart.heading, "ls", ImageFont.load_default(size=15 * _FINE))
+    write(LEFT, _TITLE - 8, chart.heading, "ls", size=15)
     for row, (run, colour) in enumerate(keys):
         high = _TITLE + _KEY * row
         box = (LEFT, high + 2, LEFT + 10, high + 12)

@@ -108,7 +108,8 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
 
 
 def _name(directory: Path, parts: int) -> str:
-    return "/".join(directory.resolve().parts[-parts:])
+    name = "/".join(directory.resolve().parts[-parts:])
+    return name.encode("utf-8", "backslashreplace").decode()  # some names of files are no text
 
 
 def _log_directory(directory: Path) -> Path:

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_llm.callbacks import RunReport
 from lightning_llm.cli import main
-from lightning_llm.reporting import Ending, read_run, render_report
+from lightning_llm.reporting import Ending, read_run, render_report, write_ending
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 HOSTILE = "bad <b>batch</b> & more\nsecond line"
@@ -172,3 +172,14 @@ def test_long_messages_and_broken_records(tmp_path: Path) -> None:
     page = render_report([read_run(tmp_path)])
     assert "<script>" not in page
     assert page.count("&lt;script&gt;") == 2
+
+
+def test_what_is_no_text_is_shown_all_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes text only")
+    write_ending(folder, Ending.of(OSError(2, "No such file", str(folder)), 1))
+    page = render_report([read_run(folder)]).encode()
+    assert page.count(rb"run\udcff") >= 2

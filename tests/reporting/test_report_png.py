@@ -77,6 +77,7 @@ def test_evaluation_is_dashed_with_gaps(tmp_path: Path) -> None:
     assert 0.5 < shares["dashed"] < 0.75  # 6 on, 3 off
 
 
+@pytest.mark.filterwarnings("ignore:no font here has")
 def test_a_single_point_and_a_name_in_any_script(tmp_path: Path) -> None:
     pytest.importorskip("PIL", reason="Pillow draws the pictures")
     run = read_run(write_losses(tmp_path / "实验 é \U0001f600", [2.0]))
