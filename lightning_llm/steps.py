@@ -219,7 +219,10 @@ class TokenLossModule(L.LightningModule):
         if not LogPoint.lies_between(trainer, before, self._seen_step):
             return
         point = LogPoint.of(trainer)
-        nll, tokens, *rest = point.read(TokenLossModule, self._seen_step)
+        read = point.read(TokenLossModule, self._seen_step)
+        if not read:  # a subclass has its own training_step
+            return
+        nll, tokens, *rest = read
         values = {"train_loss": nll / max(tokens, 1.0)}
         if rest:
             values["grad_norm"] = rest[0]
@@ -329,7 +332,8 @@ class TokenLossModule(L.LightningModule):
             row, position = wrong[0].tolist()
             raise ValueError(
                 f"token id {int(ids[row, position])} at row {row}, position {position} of the "
-                f"first batch is outside the model's vocabulary of {vocab_size} ids"
+                f"first batch is outside the model's vocabulary of {vocab_size} ids; give the "
+                "model the vocab_size of the tokenizer that made them"
             )
 
     # ------------------------------------------------------------------ small facts

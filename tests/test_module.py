@@ -268,6 +268,20 @@ def test_subclass_changes_only_the_loss() -> None:
         torch.testing.assert_close(gradients.steps[0][name], 2 * value, rtol=2e-4, atol=4e-6)
 
 
+def test_subclass_with_a_training_step_of_its_own_logs_for_itself() -> None:
+    class Own(CausalLM):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            nll_sum, num_tokens = self.compute_loss(batch)
+            loss = nll_sum / num_tokens
+            self.log("own_loss", loss)
+            return loss
+
+    fit = trainer()
+    fit.fit(Own(CONFIG), DataLoader(make_rows(4), batch_size=2))
+    assert "own_loss" in fit.callback_metrics
+    assert "train_loss" not in fit.callback_metrics
+
+
 def test_no_decay_on_norms_and_embeddings() -> None:
     module = CausalLM(CONFIG, optimizer=AdamW)
     optimizer = module.configure_optimizers()
