@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_llm.losses.chunks import WeightGradient, auto_chunk_size, softmax_dtype
+from lightning_llm.losses.operators import NO_SECOND_DERIVATIVE
 from lightning_llm.losses.softmax_rows import LossTerms
 
 
@@ -127,8 +127,9 @@ class _SplitSum(torch.autograd.Function):
         return loss.sum(), total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         scaled = [None if g is None else g * outer[0].to(g.dtype) for g in ctx.saved_tensors]
         return (*scaled, *([None] * 6))
 
