@@ -19,7 +19,7 @@ from lightning_llm.losses import (
     linear_cross_entropy_with_nll,
 )
 from lightning_llm.optim import AdamW, parameter_groups
-from lightning_llm.steps import TokenLossModule, targets_of
+from lightning_llm.steps import IGNORE_INDEX, TokenLossModule, targets_of
 
 CHECKPOINT_KEY = "lightning_llm"
 
@@ -107,7 +107,7 @@ class LanguageModule(TokenLossModule):
         """
         labels = targets_of(batch).flatten()
         hidden = self.hidden_states(batch).flatten(0, 1)
-        num_tokens = (labels != -100).sum()
+        num_tokens = (labels != IGNORE_INDEX).sum()
         weight, options = self._loss_options()
         aux_loss = self.aux_loss() if self.training else None
         if not self.training or not (self.label_smoothing or self.z_loss or aux_loss is not None):

@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_llm.callbacks._batch import IGNORE_INDEX
-from lightning_llm.callbacks._batch import targets_of as known_targets_of
+from lightning_llm.callbacks._batch import IGNORE_INDEX, find_targets, widest_dtype
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value
 from lightning_llm.callbacks._idle_profiler import idle
 from lightning_llm.callbacks._lazy_sum import LazySum
 from lightning_llm.callbacks._log_point import LogPoint
+from lightning_llm.callbacks._meeting import data_replica
 from lightning_llm.callbacks._run_length import total_steps
 
 
@@ -41,7 +41,7 @@ def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
     Raises:
         KeyError: The batch has neither.
     """
-    targets = known_targets_of(batch)
+    targets = find_targets(batch)
     if targets is None:
         raise KeyError(
             f"the batch has the keys {sorted(batch)}; it needs 'shift_labels' (the target of each "
@@ -277,7 +277,7 @@ class TokenLossModule(L.LightningModule):
         self, batch: Mapping[str, Tensor], dataloader_idx: int
     ) -> dict[str, Tensor]:
         nll_sum, num_tokens = self.compute_loss(batch)
-        dtype = torch.float32 if nll_sum.device.type == "mps" else torch.float64
+        dtype = widest_dtype(nll_sum.device)
         pair = torch.stack((nll_sum.detach().to(dtype), num_tokens.to(dtype)))
         sums = self._eval_sums.get(dataloader_idx)
         self._eval_sums[dataloader_idx] = pair if sums is None else sums + pair
@@ -343,8 +343,7 @@ class TokenLossModule(L.LightningModule):
         return getattr(getattr(self, "config", None), "max_seq_len", 1024)
 
     def _data_parallel_size(self) -> int:
-        kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None)
-        return kwargs["num_replicas"] if kwargs else 1
+        return data_replica(self.trainer)[1]
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         """Sum over the shares of the data, queued on the device; the input is left alone."""

@@ -20,7 +20,7 @@ def field(container: Any, name: str) -> Any:
     return getattr(container, name, None)
 
 
-def targets_of(batch: Any) -> Tensor | None:
+def find_targets(batch: Any) -> Tensor | None:
     """The token each position has to predict, or ``None`` when the batch holds no labels.
 
     ``shift_labels`` (B, T) are used as they are; ``labels`` (B, T) are in the Hugging Face
@@ -50,7 +50,11 @@ def describe(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on devices without it (Apple's MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def sum_float64(values: Tensor) -> Tensor:
-    """The sum of ``values`` in float64, or in float32 on devices without float64 (Apple's MPS)."""
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    return values.sum(dtype=wide)
+    """The sum of ``values`` in float64, where their device has that."""
+    return values.sum(dtype=widest_dtype(values.device))

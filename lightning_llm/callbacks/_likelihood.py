@@ -13,8 +13,8 @@ from lightning_llm.callbacks._batch import (
     count_targets,
     describe,
     field,
+    find_targets,
     sum_float64,
-    targets_of,
 )
 
 # Logits of one chunk held in float32: 2**24 elements are 64 MiB.
@@ -52,7 +52,7 @@ def likelihood_of(outputs: Any, batch: Any, *, step: str) -> Likelihood:
     """
     if has_sums(outputs):
         return Likelihood(_total(field(outputs, "nll_sum")), _total(field(outputs, "num_tokens")))
-    targets = targets_of(batch)
+    targets = find_targets(batch)
     logits = logits_of(outputs)
     if logits is not None and targets is not None:
         return _from_logits(logits, targets)
@@ -78,7 +78,7 @@ def _from_logits(logits: Tensor, targets: Tensor) -> Likelihood:
 
     Args:
         logits: (B, T, V), or (B, T - 1, V) when already cut; any floating dtype.
-        targets: (B, T) or (B, T - 1) as from ``targets_of``.
+        targets: (B, T) or (B, T - 1) as from ``find_targets``.
     """
     if logits.ndim == targets.ndim + 1 and logits.shape[-2] == targets.shape[-1] + 1:
         logits = logits[..., :-1, :]  # the last position of Hugging Face labels has no target

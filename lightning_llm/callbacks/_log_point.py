@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_llm.callbacks._batch import widest_dtype
+
 Source = Callable[[], Tensor | None]
 _ATTRIBUTE = "_lightning_llm_log_point"
 
@@ -100,7 +102,7 @@ def _to_host(tensors: dict[object, Tensor | None]) -> dict[object, list[float]]:
     by_device = sorted(found, key=lambda pair: str(pair[1].device))
     for device, group in groupby(by_device, key=lambda pair: pair[1].device):
         members = list(group)
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        wide = widest_dtype(device)
         flat = torch.cat([tensor.detach().reshape(-1).to(wide) for _, tensor in members]).tolist()
         for owner, tensor in members:
             values[owner], flat = flat[: tensor.numel()], flat[tensor.numel() :]

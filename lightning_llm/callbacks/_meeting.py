@@ -1,4 +1,4 @@
-"""What the ranks of an evaluation have to tell each other about texts."""
+"""What ranks have to know of each other."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
     """``value`` of every rank, in the order of ranks; all ranks call it."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if trainer.world_size == 1:
         return [value]
-    gathered: list[Any] = [None] * dist.get_world_size()
+    gathered: list[Any] = [None] * trainer.world_size
     dist.all_gather_object(gathered, value)
     return gathered
 

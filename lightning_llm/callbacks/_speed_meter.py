@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_llm.callbacks._flops import FlopsPerToken, TokenFlops, find_peak, find_token_flops
 from lightning_llm.callbacks._log_point import LogPoint
+from lightning_llm.callbacks._meeting import data_replica
 from lightning_llm.callbacks._stopwatch import Stopwatch
 from lightning_llm.callbacks._token_count import TokenCount
 
@@ -117,8 +118,7 @@ class SpeedMeter:
         work = self._count.work(self.token_flops)
         if trainer.world_size == 1:
             return work
-        sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
-        replicas = sampler.get("num_replicas", trainer.world_size)
+        _, replicas = data_replica(trainer)
         if self.crashed:  # as if all ranks had seen as much as this one
             return work * replicas
         total = trainer.strategy.reduce(work.to(trainer.strategy.root_device), reduce_op="sum")

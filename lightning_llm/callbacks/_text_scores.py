@@ -157,13 +157,14 @@ class TextScoreMonitor(EvaluationCallback):
         pending = [s for group in self._segments for s in group if s.prediction is None]
         alone = has_whole_model(trainer)
         notes: list[_Note] = gather_objects(
+            trainer,
             _Note(
                 data_replica(trainer)[0],
                 [] if alone else [str(segment.prompt) for segment in pending],
                 self._largest_batch,
                 [bool(group) for group in self._segments],
                 self._problem,
-            )
+            ),
         )
         has_segments = [any(flags) for flags in zip(*(note.has_segments for note in notes))]
         problem = next((note.problem for note in notes if note.problem), None)

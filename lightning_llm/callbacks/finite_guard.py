@@ -7,13 +7,13 @@ from typing import Any, Literal, get_args
 
 import lightning.pytorch as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_llm.callbacks._log_point import LogPoint
+from lightning_llm.callbacks._meeting import gather_objects
 from lightning_llm.callbacks._step_health import SpikeWindow, not_finite, step_health
 
 Policy = Literal["raise", "skip", "ignore"]
@@ -252,7 +252,7 @@ class FiniteGuard(L.Callback):
         """
         self._settle(trainer)
         wrong = next(not_finite(pl_module, trainer.optimizers), None)
-        names = [name for name in _gather(trainer, wrong) if name is not None]
+        names = [name for name in gather_objects(trainer, wrong) if name is not None]
         if names:
             raise NonFiniteError(
                 f"no checkpoint was saved at step {trainer.global_step}: {names[0]} has values "
@@ -283,19 +283,13 @@ def _has_scaler(trainer: L.Trainer) -> bool:
     return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
-def _gather(trainer: L.Trainer, value: Any) -> list[Any]:
-    if trainer.world_size == 1:
-        return [value]
-    values: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(values, value)
-    return values
-
-
 def _name_batches(
     trainer: L.Trainer, culprits: list[tuple[int, int]], all_batches: list[tuple[int, int]]
 ) -> str:
     """Name the micro-batches with a bad loss; where no rank has one, all of the step."""
-    by_rank = _gather(trainer, (_describe(trainer, culprits), _describe(trainer, all_batches)))
+    by_rank = gather_objects(
+        trainer, (_describe(trainer, culprits), _describe(trainer, all_batches))
+    )
     pick = 0 if any(bad for bad, _ in by_rank) else 1
     named = [f"rank {rank}, {text}" for rank, both in enumerate(by_rank) for text in both[pick]]
     return ("in " if pick == 0 else "in one of ") + "; ".join(named)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_llm.callbacks._batch import IGNORE_INDEX, count_targets, field, targets_of
+from lightning_llm.callbacks._batch import IGNORE_INDEX, count_targets, field, find_targets
 from lightning_llm.callbacks._distinct import without_repetition
 from lightning_llm.callbacks._evaluation import EvaluationCallback
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value
@@ -99,7 +99,7 @@ class PerplexityMonitor(EvaluationCallback):
             sums[_BYTES] += num_bytes
             sums[_BYTE_TOKENS] += likelihood.num_tokens
             return
-        targets = targets_of(batch)
+        targets = find_targets(batch)
         if self._byte_table is None or targets is None:
             return
         lengths = self._byte_table[targets.clamp(min=0)]

@@ -6,10 +6,11 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-import torch.distributed as dist
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
+
+from lightning_llm.callbacks._meeting import gather_objects
 
 _KEY = "lightning_llm.random_state"
 
@@ -61,11 +62,7 @@ class RandomState(L.Callback):
         """Add the states of all ranks; every rank takes part."""
         inside_window = self._window_step == trainer.global_step
         state = self._window_start if inside_window else _get_state()
-        states: list[Any] = [state]
-        if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            dist.all_gather_object(states, state)
-        checkpoint[_KEY] = states
+        checkpoint[_KEY] = gather_objects(trainer, state)
 
     @override
     def on_load_checkpoint(

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from typing_extensions import override
 
 from lightning_llm.callbacks._flops import find_peak, find_token_flops
+from lightning_llm.callbacks._meeting import data_replica
 from lightning_llm.callbacks._token_count import TokenCount
 from lightning_llm.diagnostics.clocks import Clock, clock_of
 from lightning_llm.diagnostics.compilation import CompilationWatch
@@ -197,9 +198,7 @@ class Examination(L.Callback):
             )
         steps = self._counted_from - self._timed_from
         split = self.timer.split()
-        replicas = (getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}).get(
-            "num_replicas", 1
-        )
+        _, replicas = data_replica(trainer)
         tokens = self._tokens * replicas
         seconds: dict[str, float | None] = {k: v / steps for k, v in split.phases.items()}
         if not module.automatic_optimization:
