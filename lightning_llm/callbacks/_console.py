@@ -46,6 +46,16 @@ class ConsoleLine:
         self._shown = ""
 
 
+# Control characters -> their pictures; those from 128 on have none.
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_PICTURES |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
+
+
+def printable(text: str) -> str:
+    """Text of a model that a terminal only shows: an untrained one emits escape codes too."""
+    return text.translate(_PICTURES)
+
+
 def short_number(value: float) -> str:
     """A count with three digits and more: ``843``, ``38.2k``, ``2.46M``, ``1.20B``."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_llm.callbacks._console import printable
 from lightning_llm.callbacks._continuations import check_can_generate, continuations
 from lightning_llm.callbacks._text_log import append_rows, log_samples
 
@@ -98,9 +99,8 @@ class SampleText(Callback):
             return
         step = trainer.global_step
         samples = list(zip(self.prompts, texts))
-        pl_module.print(
-            "\n".join([f"--- samples at step {step} ---", *(p + t for p, t in samples), "---"])
-        )
+        shown = [printable(prompt + text) for prompt, text in samples]
+        pl_module.print("\n".join([f"--- samples at step {step} ---", *shown, "---"]))
         log_samples(trainer.loggers, samples, step)
         if log_dir is not None:
             rows = [{"prompt": prompt, "text": text} for prompt, text in samples]

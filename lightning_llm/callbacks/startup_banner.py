@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 from typing_extensions import override
@@ -25,12 +25,20 @@ class StartupBanner(Callback):
     """Prints a few lines at the first batch: model, precision, compilation, strategy, step, run.
 
     The last line names what could make the run faster, works on the device in use, and is off. Rank
-    zero prints, to standard error. Works with any LightningModule.
+    zero prints, to standard error. The parameters of each part take the place of Lightning's
+    summary of one level, unless ``enable_model_summary`` is false. Works with any LightningModule.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._is_due = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for callback in trainer.callbacks if stage == "fit" else []:  # type: ignore[attr-defined]
+            is_default = type(callback) in (ModelSummary, RichModelSummary)
+            if is_default and callback._max_depth == 1:
+                callback._max_depth = 0  # says nothing; the banner has the same numbers, and more
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

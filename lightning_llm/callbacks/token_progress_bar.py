@@ -20,6 +20,9 @@ from lightning_llm.callbacks._speed_meter import SpeedMeter
 from lightning_llm.callbacks.speed_monitor import SpeedMonitor
 
 _SECONDS_BETWEEN_REFRESHES = 0.2  # in evaluation, on a terminal
+# Where each log point is a line of its own: a day's log stays readable.
+_LINES_AT_ONCE = 200
+_SECONDS_BETWEEN_LINES = 10.0  # after those
 
 
 class TokenProgressBar(ProgressBar):
@@ -29,7 +32,8 @@ class TokenProgressBar(ProgressBar):
 
     It changes at the trainer's log points, with what is read from the device there anyway, and
     costs nothing between them. On a terminal the line is written over; in a file, a pipe or a
-    notebook each log point is a line of its own. Validation has one line, with its results.
+    notebook each log point is a line of its own; after 200 lines one in ten seconds, and the last.
+    Validation has one line, with its results.
 
     Works with any LightningModule. The loss is the ``train_loss`` that was logged by this
     package's modules, otherwise the mean of the losses since the last log point; the perplexity
@@ -51,6 +55,8 @@ class TokenProgressBar(ProgressBar):
         self._own: dict[str, float] = {}  # what was measured here at the last log point
         self._is_due = False
         self._began = self._refreshed = 0.0
+        self._num_lines = 0
+        self._last_line = 0.0
 
     # ------------------------------------------------------------------ what Lightning asks for
 
@@ -136,11 +142,21 @@ class TokenProgressBar(ProgressBar):
         if "train_loss" in latest:
             self._losses = None
         self._total = total_steps(trainer)
-        if self._is_enabled:
+        if self._is_enabled and self._has_room():
             known = self._own | latest
             if "train_loss" in latest:
                 known["loss"] = latest["train_loss"]
             self._line.show(_training_line(self._step, self._total, trainer.current_epoch, known))
+
+    def _has_room(self) -> bool:
+        """Whether the line of this log point is shown."""
+        now = time.monotonic()
+        if self._line.is_terminal or self._num_lines < _LINES_AT_ONCE or self._step == self._total:
+            self._num_lines += 1
+        elif now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return False
+        self._last_line = now
+        return True
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

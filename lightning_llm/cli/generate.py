@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_llm.callbacks._console import printable
 from lightning_llm.cli.checkpoint import load_trained
 from lightning_llm.cli.parse_errors import command_parser
 
@@ -55,5 +56,7 @@ def run_generate(arguments: Sequence[str]) -> int:
         seed=options.seed,
     )
     for completion in completions:
-        sys.stdout.write(completion + "\n")
+        # A file or a pipe gets the text as it is.
+        shown = printable(completion) if sys.stdout.isatty() else completion
+        sys.stdout.write(shown + "\n")
     return 0

@@ -85,4 +85,6 @@ def silence_advice() -> None:
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("💡 Tip: For seamless cloud")
+    return not record.getMessage().startswith(
+        ("💡 Tip: For seamless cloud", "TPU available: False")
+    )

@@ -188,3 +188,11 @@ def test_batches_without_ids_have_no_step(capsys: pytest.CaptureFixture[str]) ->
     text = banner(capsys, Tensors(), data=loader(list(torch.zeros(2, 3).long())))
     assert "run: 2 steps" in text
     assert "step:" not in text
+
+
+def test_the_table_of_lightning_is_not_shown_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    run = trainer(callbacks=[StartupBanner()], enable_model_summary=True)
+    run.fit(Bigram(), loader(make_rows(8), batch_size=2))
+    shown = capsys.readouterr()
+    assert "table     169  100.0%" in shown.err
+    assert "Total params" not in shown.out + shown.err

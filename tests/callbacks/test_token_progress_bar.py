@@ -14,7 +14,7 @@ from foreign import Bigram, loader, make_rows, trainer
 from lightning.pytorch import Callback, Trainer
 
 from lightning_llm.callbacks import PerplexityMonitor, SpeedMonitor, TokenProgressBar
-from lightning_llm.callbacks._console import clock_time, short_number
+from lightning_llm.callbacks._console import clock_time, printable, short_number
 
 
 class Terminal(io.StringIO):
@@ -60,6 +60,16 @@ def test_one_line_per_log_point_in_a_file(capsys: pytest.CaptureFixture[str]) ->
         r"validation at step 6  val_loss [\d.]+  val_perplexity [\d.]+  took \d+:\d\d", results
     )
     assert re.search(r"^6 steps in \d+:\d\d$", text, re.MULTILINE)
+
+
+def test_a_long_log_is_thinned_and_has_the_last_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_llm.callbacks.token_progress_bar._LINES_AT_ONCE", 3)
+    fit(rows=12, log_every_n_steps=1)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
+    steps = [line.split("  ")[0] for line in lines]
+    assert steps == ["step 1/12", "step 2/12", "step 3/12", "step 12/12"]
 
 
 def test_speed_and_tokens_are_those_of_the_speed_monitor(
@@ -140,3 +150,7 @@ def test_short_numbers(number: float, text: str) -> None:
 )
 def test_clock_times(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
+
+
+def test_control_characters_of_a_sample_are_pictures() -> None:
+    assert printable("a\x1b[2J\r\x00\x7f\x9b31m\tb\n中") == "a␛[2J␍␀␡\ufffd31m\tb\n中"
