@@ -20,9 +20,7 @@ from jsonargparse import auto_cli
 
 from lightning_llm import CausalLM
 from lightning_llm.callbacks import TokenProgressBar
-from lightning_llm.data import TokenStore, TokenStoreWriter
-from lightning_llm.data.loader import TokenLoader
-from lightning_llm.data.packing import PackedDocuments
+from lightning_llm.data import PackedDocuments, TokenLoader, TokenStore, TokenStoreWriter
 from lightning_llm.models import TransformerConfig
 
 END = 256

@@ -26,7 +26,8 @@ PROMISED = {
     ),
     "lightning_llm.optim": "AdamW Muon WarmupCosine WarmupStableDecay",
     "lightning_llm.data": (
-        "TokenStore TokenStoreWriter TokenizerSpec "
+        "TokenStore TokenStoreWriter ConcatWindows PackedDocuments TokenLoader "
+        "TokenizerSpec train_tokenizer load_tokenizer encode_texts "
         "ChatDataModule TranslationDataModule QADataModule"
     ),
     "lightning_llm.generation": "generate",
@@ -95,7 +96,6 @@ def test_torch_only_parts_load_neither_lightning_nor_hugging_face(part: str) -> 
 
 def test_token_stores_load_neither_lightning_nor_hugging_face() -> None:
     others = {"lightning", "pytorch_lightning", "torchmetrics"} | HUGGING_FACE
-    loaded = libraries_after(
-        "from lightning_llm.data import TokenStore, TokenStoreWriter, TokenizerSpec", hidden=others
-    )
+    names = "TokenStore, TokenStoreWriter, PackedDocuments, TokenLoader, train_tokenizer"
+    loaded = libraries_after(f"from lightning_llm.data import {names}", hidden=others)
     assert not loaded & others

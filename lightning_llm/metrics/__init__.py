@@ -7,7 +7,7 @@ from lightning_llm.metrics.bleu import CorpusBLEU
 from lightning_llm.metrics.chrf import CorpusCHRF
 from lightning_llm.metrics.perplexity import Perplexity
 from lightning_llm.metrics.qa import ExactMatch, TokenF1
-from lightning_llm.metrics.syntax import SyntaxValidity
+from lightning_llm.metrics.syntax import SyntaxValidity, is_valid_python
 
 __all__ = [
     "Perplexity",
@@ -17,4 +17,5 @@ __all__ = [
     "ExactMatch",
     "TokenF1",
     "SyntaxValidity",
+    "is_valid_python",
 ]

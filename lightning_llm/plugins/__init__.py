@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from lightning_llm.plugins.io import AtomicCheckpointIO, SaveWatcher
+from lightning_llm.plugins.io import (
+    AtomicCheckpointIO,
+    DamagedCheckpointError,
+    SaveWatcher,
+    read_checkpoint,
+    verify_checkpoint,
+)
 from lightning_llm.plugins.precision.bf16 import BF16MixedPrecision
 from lightning_llm.plugins.precision.float8 import Float8Precision
 from lightning_llm.plugins.precision.master_weights import MasterWeightsPrecision
@@ -13,4 +19,7 @@ __all__ = [
     "Float8Precision",
     "AtomicCheckpointIO",
     "SaveWatcher",
+    "verify_checkpoint",
+    "read_checkpoint",
+    "DamagedCheckpointError",
 ]
