@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 _PREFIX = "recipes"
@@ -67,12 +69,12 @@ def run_recipes(arguments: Sequence[str]) -> int:
 
 
 def _summary(path: Path) -> str:
-    """Return the beginning of the comment that a recipe starts with, up to its first stop."""
+    """Return the first sentence of the comment that a recipe starts with, in one line."""
     comment = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         comment.append(line.removeprefix("#").strip())
-    text = " ".join(comment)
-    stops = [place for stop in (": ", "; ", ". ", ", ") if (place := text.find(stop, 30)) > 0]
-    return text[: min(stops, default=len(text))].rstrip(".")
+    text = re.sub(r" \([^)]*\)", "", " ".join(comment))
+    stops = [place for stop in (": ", "; ", ". ") if (place := text.find(stop, 30)) > 0]
+    return shorten(text[: min(stops, default=len(text))].rstrip("."), 110, placeholder=" …")
