@@ -2,11 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of :func:`~lightning_llm.generation.generate`, which tells what they mean.
+
+    Raises:
+        ValueError: Lists all values out of range, and all pairs that contradict each other.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | None = None
+    use_cache: bool = True
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("generate: " + "; ".join(problems))
+
+    @property
+    def stops(self) -> list[str]:
+        """The strings that end a text; none if not given."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    def _problems(self) -> Iterator[str]:
+        if self.max_new_tokens < 1:
+            yield f"max_new_tokens={self.max_new_tokens} must be at least 1"
+        if self.temperature < 0:
+            yield f"temperature={self.temperature} must be 0 (greedy) or above"
+        if self.top_k is not None and self.top_k < 1:
+            yield f"top_k={self.top_k} must be at least 1, or None for all tokens"
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            yield f"top_p={self.top_p} must be above 0 and at most 1, or None"
+        if self.num_beams < 1:
+            yield f"num_beams={self.num_beams} must be at least 1"
+        if self.num_beams > 1 and self.temperature > 0:
+            yield (
+                f"num_beams={self.num_beams} searches and temperature={self.temperature} samples; "
+                "set temperature=0 or num_beams=1"
+            )
+        if self.repetition_penalty <= 0:
+            yield f"repetition_penalty={self.repetition_penalty} must be above 0; 1 is none"
+        if "" in self.stops:
+            yield "stop holds an empty string, which every text contains; remove it"
 
 
 def length_limits(
@@ -72,41 +126,3 @@ def check_prompts(prompts: Any, tokenizer: Any, stop: list[str]) -> None:
         raise TypeError("prompts are strings and tokenizer is None; pass one, or token ids")
     if stop and tokenizer is None:
         raise TypeError(f"stop={stop} needs a tokenizer to know the text of token ids; pass one")
-
-
-def check_options(
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    num_beams: int,
-    repetition_penalty: float,
-    stop: list[str],
-) -> None:
-    """Refuse values out of range, and pairs that contradict each other.
-
-    Raises:
-        ValueError: Lists every problem.
-    """
-    problems = []
-    if max_new_tokens < 1:
-        problems.append(f"max_new_tokens={max_new_tokens} must be at least 1")
-    if temperature < 0:
-        problems.append(f"temperature={temperature} must be 0 (greedy) or above")
-    if top_k is not None and top_k < 1:
-        problems.append(f"top_k={top_k} must be at least 1, or None for all tokens")
-    if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p={top_p} must be above 0 and at most 1, or None")
-    if num_beams < 1:
-        problems.append(f"num_beams={num_beams} must be at least 1")
-    if num_beams > 1 and temperature > 0:
-        problems.append(
-            f"num_beams={num_beams} searches and temperature={temperature} samples; set "
-            "temperature=0 or num_beams=1"
-        )
-    if repetition_penalty <= 0:
-        problems.append(f"repetition_penalty={repetition_penalty} must be above 0; 1 is none")
-    if "" in stop:
-        problems.append("stop holds an empty string, which every text contains; remove it")
-    if problems:
-        raise ValueError("generate: " + "; ".join(problems))

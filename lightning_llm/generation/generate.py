@@ -10,16 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_llm.generation.arguments import (
-    check_options,
-    check_prompts,
-    eos_ids,
-    length_limits,
-    pad_id,
-)
+from lightning_llm.generation.arguments import Options, check_prompts
 from lightning_llm.generation.beam import beam_search
 from lightning_llm.generation.decoder import CachedDecoder, UncachedDecoder
 from lightning_llm.generation.repetition import RepetitionPenalty
+from lightning_llm.generation.request import Request
 from lightning_llm.generation.sampling import (
     apply_temperature,
     sample,
@@ -27,7 +22,6 @@ from lightning_llm.generation.sampling import (
     top_p_filter,
 )
 from lightning_llm.generation.search import Ending, search
-from lightning_llm.generation.text import StopStrings, decode_continuation, encode_prompts
 from lightning_llm.models import Transformer
 
 
@@ -84,60 +78,59 @@ def generate(
             as long as the model's ``max_seq_len``, or of another vocabulary.
         TypeError: ``prompts`` is one string, or strings come without a tokenizer.
     """
-    stop = [stop] if isinstance(stop, str) else list(stop or ())
-    check_prompts(prompts, tokenizer, stop)
-    check_options(max_new_tokens, temperature, top_k, top_p, num_beams, repetition_penalty, stop)
+    options = Options(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        use_cache=use_cache,
+    )
+    check_prompts(prompts, tokenizer, options.stops)
     if len(prompts) == 0:
         return prompts if isinstance(prompts, Tensor) else []
-    ids = prompts.tolist() if isinstance(prompts, Tensor) else encode_prompts(tokenizer, prompts)
     config = model.config
-    limits = length_limits(ids, max_new_tokens, config.max_seq_len, config.vocab_size)
-    eos = eos_ids(eos_token_id, tokenizer)
-    device = model.head_weight.device
-    stopper = StopStrings(tokenizer, stop) if stop else None
-    ending = Ending(limits, eos, stopper, pad_id(pad_token_id, tokenizer, eos), device)
+    request = Request(
+        prompts,
+        tokenizer,
+        options,
+        max_seq_len=config.max_seq_len,
+        vocab_size=config.vocab_size,
+    )
+    return request.answer(_new_tokens(model, request, options))
+
+
+def _new_tokens(model: Transformer, request: Request, options: Options) -> Tensor:
+    """What follows each prompt, (B, N) int64."""
+    ids, device = request.ids, model.head_weight.device
+    ending = Ending(request.limits, request.eos, request.stopper, request.padding, device)
     repetition = None
-    if repetition_penalty != 1.0:
-        repetition = RepetitionPenalty(repetition_penalty, ids, config.vocab_size, device)
-    pick = _picker(temperature, top_k, top_p, _generator(seed, device))
+    if options.repetition_penalty != 1.0:
+        vocab_size = model.config.vocab_size
+        repetition = RepetitionPenalty(options.repetition_penalty, ids, vocab_size, device)
     with _evaluating(model):
-        decoder = (CachedDecoder if use_cache else UncachedDecoder)(model, ids, max(limits))
-        if num_beams > 1:
-            new = beam_search(decoder, num_beams, ending, repetition, length_penalty)
-        else:
-            new = search(decoder, pick, ending, repetition)
-    if isinstance(prompts, Tensor):
-        return torch.cat((prompts, new.to(prompts.device)), dim=1)
-    return [
-        _continuation(tokenizer, prompt, row[:limit], eos, stopper)
-        for prompt, row, limit in zip(ids, new.tolist(), limits, strict=True)
-    ]
+        kind = CachedDecoder if options.use_cache else UncachedDecoder
+        decoder = kind(model, ids, max(request.limits))
+        if options.num_beams > 1:
+            penalty = options.length_penalty
+            return beam_search(decoder, options.num_beams, ending, repetition, penalty)
+        return search(decoder, _picker(options, device), ending, repetition)
 
 
-def _continuation(
-    tokenizer: Any,
-    prompt: list[int],
-    row: list[int],
-    eos: Sequence[int],
-    stopper: StopStrings | None,
-) -> str:
-    end = next((i for i, token in enumerate(row) if token in eos), len(row))
-    text = decode_continuation(tokenizer, prompt, row[:end])
-    return text if stopper is None else stopper.cut(text)
-
-
-def _generator(seed: int | None, device: torch.device) -> torch.Generator | None:
-    return None if seed is None else torch.Generator(device).manual_seed(seed)
-
-
-def _picker(
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator | None,
-) -> Callable[[Tensor], Tensor]:
+def _picker(options: Options, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """From logits (B, V) to tokens (B,)."""
+    temperature, top_k, top_p = options.temperature, options.top_k, options.top_p
     if temperature == 0.0:
         return partial(torch.argmax, dim=-1)
+    generator = None
+    if options.seed is not None:
+        generator = torch.Generator(device).manual_seed(options.seed)
 
     def pick(logits: Tensor) -> Tensor:
         logits = apply_temperature(logits, temperature)

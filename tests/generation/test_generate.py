@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from small_models import VOCAB_SIZE, random_prompts, small_model, twins
 from torch import Tensor
 
 from lightning_llm.generation import generate
+from lightning_llm.generation.arguments import Options
 from lightning_llm.models import Transformer
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -285,3 +288,10 @@ def test_prompts_that_cannot_be_continued(prompts: Any, error: type, message: st
 def test_stop_strings_need_a_tokenizer() -> None:
     with pytest.raises(TypeError, match=r"stop=\['x'\] needs a tokenizer"):
         generate(small_model(), torch.ones(1, 4, dtype=torch.int64), stop="x")
+
+
+def test_options_are_those_of_the_function() -> None:
+    """`Options` serves generation by transformers too, under the same names and defaults."""
+    signature = inspect.signature(generate).parameters
+    given = {name: signature[name].default for name in list(signature)[3:]}
+    assert given == {field.name: field.default for field in fields(Options)}

@@ -8,14 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_llm.generation.arguments import (
-    check_options,
-    check_prompts,
-    eos_ids,
-    length_limits,
-    pad_id,
-)
-from lightning_llm.generation.text import StopStrings, decode_continuation, encode_prompts
+from lightning_llm.generation.arguments import Options, check_prompts
+from lightning_llm.generation.request import Request
+from lightning_llm.generation.text import StopStrings
 from lightning_llm.interop.hf.decoder import evaluating
 
 _NO_LIMIT = 2**31
@@ -26,67 +21,65 @@ def generate_with_transformers(
     prompts: Sequence[str] | Tensor,
     *,
     tokenizer: Any = None,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    num_beams: int = 1,
-    length_penalty: float = 1.0,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
-    stop: str | Sequence[str] | None = None,
-    eos_token_id: int | Sequence[int] | None = None,
-    pad_token_id: int | None = None,
-    use_cache: bool = True,
+    **options: Any,
 ) -> list[str] | Tensor:
-    """Continue prompts with ``network.generate``; see `lightning_llm.generation.generate`.
+    """Continue prompts with ``network.generate``.
 
     Settings that a model's ``generation_config`` brings along (sampling, penalties) do not apply,
     except its end of sequence where there is no tokenizer. A batch ends where its longest prompt
     reaches the model's longest sequence.
+
+    Args:
+        network: From `AutoModelForCausalLM`.
+        prompts: Strings, or token ids (B, T) int64.
+        tokenizer: A Hugging Face tokenizer; needed for strings and for ``stop``.
+        **options: Those of `lightning_llm.generation.generate`.
     """
-    stops = [stop] if isinstance(stop, str) else list(stop or [])
+    given = Options(**options)
     model: Any = network
-    check_prompts(prompts, tokenizer, stops)
-    check_options(max_new_tokens, temperature, top_k, top_p, num_beams, repetition_penalty, stops)
+    check_prompts(prompts, tokenizer, given.stops)
     if len(prompts) == 0:
         return prompts if isinstance(prompts, Tensor) else []
-    ids = prompts.tolist() if isinstance(prompts, Tensor) else encode_prompts(tokenizer, prompts)
     config = model.config.get_text_config()
-    max_seq_len = getattr(config, "max_position_embeddings", None) or _NO_LIMIT
-    eos = eos_ids(eos_token_id, tokenizer) or eos_ids(model.generation_config.eos_token_id, None)
-    padding = pad_id(pad_token_id, tokenizer, eos)
-    input_ids, mask = _left_padded(ids, padding, next(network.parameters()).device)
+    request = Request(
+        prompts,
+        tokenizer,
+        given,
+        max_seq_len=getattr(config, "max_position_embeddings", None) or _NO_LIMIT,
+        vocab_size=config.vocab_size,
+        default_eos=model.generation_config.eos_token_id,
+    )
+    device = next(network.parameters()).device
+    input_ids, mask = _left_padded(request.ids, request.padding, device)
+    devices = [device] if device.type == "cuda" else []
+    with evaluating(network), torch.random.fork_rng(devices, enabled=given.seed is not None):
+        if given.seed is not None:
+            torch.manual_seed(given.seed)
+        whole = model.generate(
+            input_ids, attention_mask=mask, **_their_options(given, request, input_ids.shape[1])
+        )
+    return request.answer(whole[:, input_ids.shape[1] :])
+
+
+def _their_options(given: Options, request: Request, prompt_length: int) -> dict[str, Any]:
+    """What ``transformers`` calls them; those that do nothing are left out, or it warns."""
     options: dict[str, Any] = {
-        "max_new_tokens": min(length_limits(ids, max_new_tokens, max_seq_len, config.vocab_size)),
-        "do_sample": temperature > 0,
-        "num_beams": num_beams,
-        "repetition_penalty": repetition_penalty,
-        "eos_token_id": eos or None,
-        "pad_token_id": padding,
-        "use_cache": use_cache,
+        "max_new_tokens": min(request.limits),
+        "do_sample": given.temperature > 0,
+        "num_beams": given.num_beams,
+        "repetition_penalty": given.repetition_penalty,
+        "eos_token_id": request.eos or None,
+        "pad_token_id": request.padding,
+        "use_cache": given.use_cache,
     }
-    if temperature > 0:
-        options |= {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 1.0}
-    if num_beams > 1:
-        options["length_penalty"] = length_penalty
-    stopper = StopStrings(tokenizer, stops) if stops else None
-    if stopper is not None:
-        options["stopping_criteria"] = _criteria(stopper, input_ids.shape[1])
-    devices = [input_ids.device] if input_ids.device.type == "cuda" else []
-    with evaluating(network), torch.random.fork_rng(devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        whole = model.generate(input_ids, attention_mask=mask, **options)
-    new = whole[:, input_ids.shape[1] :]
-    if isinstance(prompts, Tensor):
-        return torch.cat((prompts, new.to(prompts.device)), dim=1)
-    texts = []
-    for prompt, row in zip(ids, new.tolist(), strict=True):
-        end = next((i for i, token in enumerate(row) if token in eos), len(row))
-        text = decode_continuation(tokenizer, prompt, row[:end])
-        texts.append(text if stopper is None else stopper.cut(text))
-    return texts
+    if given.temperature > 0:
+        options["temperature"] = given.temperature
+        options |= {"top_k": given.top_k or 0, "top_p": given.top_p or 1.0}
+    if given.num_beams > 1:
+        options["length_penalty"] = given.length_penalty
+    if request.stopper is not None:
+        options["stopping_criteria"] = _criteria(request.stopper, prompt_length)
+    return options
 
 
 def _criteria(stopper: StopStrings, prompt_length: int) -> Any:
