@@ -30,6 +30,7 @@ FILES = sorted(
     if file.name != "CHANGELOG.md"  # may tell of what is gone
 )
 DOTTED = re.compile(r"(?<![\w./-])lightning_llm(?:\.[A-Za-z_]\w*)+")
+ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):`~?(lightning_llm[\w.]*)`")
 IMPORTED = re.compile(
     r"^ *from (lightning_llm[\w.]*) import (?:\(([^)]*)\)|([\w, ]+))", re.MULTILINE
 )
@@ -92,6 +93,16 @@ def test_every_name_of_the_package_exists(file: Path) -> None:
     text = text_of(file)
     written = set(DOTTED.findall(text)) | {".".join(found) for found in imports_in(text)}
     assert not sorted(name for name in written if not exists(name))
+
+
+def test_every_name_that_a_docstring_refers_to_exists() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in (ROOT / "lightning_llm").rglob("*.py")
+        for name in ROLE.findall(file.read_text(encoding="utf-8"))
+        if not exists(name)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
