@@ -6,15 +6,20 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from lightning_llm.data.store import TokenStore
+from lightning_llm.data.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _LOG = logging.getLogger(__name__)
 _SETTLED_NS = 2_000_000_000
@@ -33,9 +38,14 @@ def cache_root(cache_dir: str | Path | None) -> Path:
     return Path(home).expanduser().absolute() / "lightning_llm"
 
 
+def content_hash(content: Any) -> str:
+    """Return the SHA-256 of plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def cache_key(content: dict[str, Any]) -> str:
     """Return the name of the cache entry for plain data that decides its content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    return content_hash(content)[:32]
 
 
 @contextmanager
@@ -63,6 +73,45 @@ def locked(entry: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def make_once(target: Path, make: Callable[[], object], *, entry: Path) -> None:
+    """Make a part of a cache entry if it is not there: one process does, the others wait.
+
+    Args:
+        target: What ``make`` makes, as its last act.
+        make: Called under the lock of the entry, which it must not ask for itself.
+        entry: The cache entry.
+
+    Raises:
+        OSError: The cache is not writable.
+    """
+    if target.exists():
+        return
+    with locked(entry):
+        if not target.exists():
+            make()
+
+
+def cached_tokenizer(
+    folder: Path, train: Callable[[], PreTrainedTokenizerFast], *, entry: Path
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a cache entry, trained first if it is not there.
+
+    Args:
+        folder: Where it is kept.
+        train: Called by one process.
+        entry: The cache entry, see `make_once`.
+    """
+
+    def make() -> None:
+        temporary = folder.with_name(f".{folder.name}.writing")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
+        train().save_pretrained(temporary)
+        temporary.rename(folder)
+
+    make_once(folder, make, entry=entry)
+    return load_tokenizer(folder)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

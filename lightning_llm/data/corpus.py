@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from lightning_llm.data.sources import (
     DecodeErrors,
@@ -97,12 +97,15 @@ class DatasetCorpus:
         )
 
     def fingerprint(self) -> str:
-        from lightning_llm.interop.hf.datasets import dataset_fingerprint, open_dataset
+        from lightning_llm.interop.hf.datasets import split_fingerprint
 
-        where: dict[str, Any] = {"name": self.name, "split": self.split, "revision": self.revision}
-        remote = not Path(self.path).expanduser().is_dir()
-        opened = open_dataset(self.path, **where) if remote and not self.streaming else None
-        return dataset_fingerprint(self.path, **where, dataset=opened)
+        return split_fingerprint(
+            self.path,
+            name=self.name,
+            split=self.split,
+            revision=self.revision,
+            streaming=self.streaming,
+        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,12 @@ class Whole:
     def documents(self, stats: SourceStats) -> Labelled:
         for document in self.corpus.documents(stats):
             yield self.part, document
+
+
+def part_by_hash(content: bytes, fraction: float, seed: int) -> Part:
+    """Return ``"val"`` for a share ``fraction`` of all contents, ``"train"`` for the others."""
+    digest = hashlib.blake2b(content, digest_size=8, key=str(seed).encode()[:64]).digest()
+    return "val" if int.from_bytes(digest, "little") < fraction * 2**64 else "train"
 
 
 @dataclass(frozen=True)
@@ -136,9 +145,7 @@ class ByHash:
             yield self._part(first), whole
 
     def _part(self, text: str) -> Part:
-        key = str(self.seed).encode()[:64]
-        digest = hashlib.blake2b(text.encode(), digest_size=8, key=key).digest()
-        return "val" if int.from_bytes(digest, "little") < self.fraction * 2**64 else "train"
+        return part_by_hash(text.encode(), self.fraction, self.seed)
 
 
 @dataclass(frozen=True)

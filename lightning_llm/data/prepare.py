@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from lightning_llm.data.cache import (
     cache_key,
     cache_root,
-    locked,
+    cached_tokenizer,
+    make_once,
     open_cached,
     remembered_fingerprint,
     write_json,
@@ -135,25 +135,16 @@ class PreparedText:
         """The tokenizer: loaded, or trained on the training part and kept in the cache entry."""
         if self.tokenizer_spec.pretrained is not None:
             return self._pretrained
-        folder = self.path / "tokenizer"
-        if not folder.exists():
-            with locked(self.path):
-                if not folder.exists():
-                    self._train_tokenizer(folder)
-        return load_tokenizer(folder)
+        return cached_tokenizer(self.path / "tokenizer", self._trained_tokenizer, entry=self.path)
 
-    def _train_tokenizer(self, folder: Path) -> None:
-        def texts() -> Iterator[str]:
-            for part, document in self.split.documents(stats):
-                if part == "train":
-                    yield from document.pieces
-
-        stats = SourceStats()
-        tokenizer = train_tokenizer(self.tokenizer_spec, texts())
-        temporary = folder.with_name(".tokenizer.writing")
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
-        tokenizer.save_pretrained(temporary)
-        temporary.rename(folder)
+    def _trained_tokenizer(self) -> PreTrainedTokenizerFast:
+        texts = (
+            piece
+            for part, document in self.split.documents(SourceStats())
+            if part == "train"
+            for piece in document.pieces
+        )
+        return train_tokenizer(self.tokenizer_spec, texts)
 
     @property
     def parts(self) -> list[Part]:
@@ -169,11 +160,10 @@ class PreparedText:
             ValueError: A part has no text; the counts say why.
             OSError: The cache cannot be written.
         """
-        if not (self.path / _DONE).exists():
-            tokenizer = self.tokenizer
-            with locked(self.path):
-                if not (self.path / _DONE).exists():
-                    self._write(tokenizer)
+        done = self.path / _DONE
+        if not done.exists():
+            tokenizer = self.tokenizer  # which takes the lock itself, if it has to be trained
+            make_once(done, lambda: self._write(tokenizer), entry=self.path)
         return {part: open_cached(self.path, part) for part in self.parts}
 
     def _write(self, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -14,8 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from lightning_llm.data.cache import cache_key, cache_root, locked, open_cached, write_json
-from lightning_llm.data.corpus import Part
+from lightning_llm.data.cache import (
+    cache_key,
+    cache_root,
+    cached_tokenizer,
+    make_once,
+    open_cached,
+    write_json,
+)
+from lightning_llm.data.corpus import Part, part_by_hash
 from lightning_llm.data.examples import Example, ExampleEncoder, Task
 from lightning_llm.data.packed_examples import StoredTexts
 from lightning_llm.data.rows import Row, RowSource
@@ -130,13 +136,9 @@ class PreparedExamples:
             self.task.equip(tokenizer)
             return tokenizer
         folder = self.tokenizer_path
-        if not folder.exists():
-            with locked(folder):
-                if not folder.exists():
-                    self._train_tokenizer(folder)
-        return load_tokenizer(folder)
+        return cached_tokenizer(folder, self._trained_tokenizer, entry=folder)
 
-    def _train_tokenizer(self, folder: Path) -> None:
+    def _trained_tokenizer(self) -> PreTrainedTokenizerFast:
         texts = (
             text
             for part, row in self._rows("train")
@@ -145,10 +147,7 @@ class PreparedExamples:
         )
         tokenizer = train_tokenizer(self.task.adapted(self.tokenizer_spec), texts)
         self.task.equip(tokenizer)
-        temporary = folder.with_name(f".{folder.name}.writing")
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
-        tokenizer.save_pretrained(temporary)
-        temporary.rename(folder)
+        return tokenizer
 
     def prepare(self) -> dict[Part, StoredExamples]:
         """Return the examples of each part, writing them if they are not in the cache.
@@ -157,11 +156,10 @@ class PreparedExamples:
             ValueError: A row is no example, or a part has none; the place is named.
             OSError: The cache cannot be written.
         """
-        if not (self.path / _DONE).exists():
-            tokenizer = self.tokenizer
-            with locked(self.path):
-                if not (self.path / _DONE).exists():
-                    self._write(tokenizer)
+        done = self.path / _DONE
+        if not done.exists():
+            tokenizer = self.tokenizer  # outside of the lock: training may take one of its own
+            make_once(done, lambda: self._write(tokenizer), entry=self.path)
         return {part: self._open(part) for part in self.parts}
 
     def _open(self, part: Part) -> StoredExamples:
@@ -181,10 +179,7 @@ class PreparedExamples:
     def _part(self, row: Row) -> Part:
         # By content: equal rows fall on the same side, so no duplicate leaks into validation.
         content = json.dumps(row[0], sort_keys=True, default=str).encode()
-        key = str(self.seed).encode()[:64]
-        digest = hashlib.blake2b(content, digest_size=8, key=key).digest()
-        validates = int.from_bytes(digest, "little") < self.val_fraction * 2**64
-        return "val" if validates else "train"
+        return part_by_hash(content, self.val_fraction, self.seed)
 
     def _write(self, tokenizer: PreTrainedTokenizerFast) -> None:
         _LOG.info("encoding into %s", self.path)

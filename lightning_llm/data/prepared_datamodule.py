@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -15,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 
+from lightning_llm.data.cache import content_hash
 from lightning_llm.data.corpus import Part
 from lightning_llm.data.loader import TokenLoader, place_of
 from lightning_llm.data.packing import ConcatWindows, PackedDocuments
@@ -114,8 +113,7 @@ class PreparedDataModule(pl.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the training rows and their order: content, packing and seed."""
-        content = {**self._rows_of("train").fingerprint, "seed": self.seed}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return content_hash({**self._rows_of("train").fingerprint, "seed": self.seed})
 
     def prepare_data(self) -> None:
         """Train the tokenizer and write the stores, if they are not in the cache."""

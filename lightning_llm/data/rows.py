@@ -6,7 +6,6 @@ row. Every row comes with where it is from (``file:line``), for messages.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightning_llm.data.cache import remembered_fingerprint
+from lightning_llm.data.cache import content_hash, remembered_fingerprint
 from lightning_llm.data.readers_base import invalid_utf8, open_bytes, strip_bom
 from lightning_llm.data.readers_rows import MAX_LINE_BYTES, parse_line, seekable
 from lightning_llm.data.sources import fingerprint_files
@@ -52,7 +51,7 @@ class FileRows:
         return itertools.chain.from_iterable(self._read(file) for file in self.files)
 
     def fingerprint(self, root: Path) -> str:
-        return _hash([_content(self.files, root), self.columns, self.squad])
+        return content_hash([_content(self.files, root), self.columns, self.squad])
 
     def _read(self, path: Path) -> Iterator[Row]:
         kind = Path(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
@@ -112,7 +111,7 @@ class AlignedRows:
 
     def fingerprint(self, root: Path) -> str:
         sides = [_content(files, root) for files in (self.first, self.second)]
-        return _hash([sides, self.columns])
+        return content_hash([sides, self.columns])
 
 
 @dataclass(frozen=True)
@@ -145,12 +144,15 @@ class DatasetRows:
         )
 
     def fingerprint(self, root: Path) -> str:
-        from lightning_llm.interop.hf.datasets import dataset_fingerprint, open_dataset
+        from lightning_llm.interop.hf.datasets import split_fingerprint
 
-        where: dict[str, Any] = {"name": self.name, "split": self.split, "revision": self.revision}
-        remote = not Path(self.path).expanduser().is_dir()
-        opened = open_dataset(self.path, **where) if remote and not self.streaming else None
-        return dataset_fingerprint(self.path, **where, dataset=opened)
+        return split_fingerprint(
+            self.path,
+            name=self.name,
+            split=self.split,
+            revision=self.revision,
+            streaming=self.streaming,
+        )
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class FirstRows:
         return itertools.islice(self.source.rows(), self.limit)
 
     def fingerprint(self, root: Path) -> str:
-        return _hash([self.source.fingerprint(root), self.limit])
+        return content_hash([self.source.fingerprint(root), self.limit])
 
 
 def field_of(row: dict[str, Any], name: str, where: str, argument: str | None = None) -> Any:
@@ -197,10 +199,6 @@ def field_of(row: dict[str, Any], name: str, where: str, argument: str | None = 
 
 def _content(files: tuple[Path, ...], root: Path) -> str:
     return remembered_fingerprint(files, root, lambda: fingerprint_files(files))
-
-
-def _hash(content: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _raw_lines(path: Path) -> Iterator[tuple[bytes, str, int]]:

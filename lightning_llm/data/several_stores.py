@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lightning_llm.data.cache import content_hash
 from lightning_llm.data.packing import Batch, ConcatWindows, PackedDocuments
 from lightning_llm.data.store import TokenStore
 
@@ -78,7 +77,7 @@ class SeveralStores(TokenStore):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the stores' fingerprints, in order."""
-        return _digest([store.fingerprint for store in self.stores])
+        return content_hash([store.fingerprint for store in self.stores])
 
     def verify(self) -> None:
         """Verify each store.
@@ -110,7 +109,7 @@ class SeveralRows:
     @property
     def fingerprint(self) -> dict[str, str | int | bool]:
         """Plain data that changes with the content of any row."""
-        return {"rows": _digest([dict(part.fingerprint) for part in self.parts])}
+        return {"rows": content_hash([dict(part.fingerprint) for part in self.parts])}
 
     @property
     def fill_fraction(self) -> float:
@@ -149,7 +148,3 @@ class SeveralRows:
         before = sum(len(part.store) for part in self.parts[:number])
         local = index - int(self._starts[number])
         return [before + document for document in self.parts[number].documents(local)]
-
-
-def _digest(content: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning_llm.data.tokenizer_encoding import encode_texts, token_byte_lengths
 from lightning_llm.data.tokenizer_training import EOS_TOKEN, UNK_TOKEN, train_tokenizer
@@ -32,7 +32,7 @@ __all__ = [
 Algorithm = Literal["bpe", "unigram", "wordpiece", "word", "char", "byte"]
 Normalization = Literal["nfc", "nfkc"]
 
-_ALGORITHMS = ("bpe", "unigram", "wordpiece", "word", "char", "byte")
+_ALGORITHMS = get_args(Algorithm)
 _SIZED = ("bpe", "unigram", "wordpiece", "word")
 _BYTE_LEVEL = ("bpe", "unigram", "byte")
 _DEFAULT_VOCAB_SIZE = 32_000

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_llm.data import TokenizerSpec, prepare
+from lightning_llm.data import TokenizerSpec, cache, prepare
 from lightning_llm.data.corpus import FileCorpus
 from lightning_llm.data.prepare import PreparedText
 
@@ -251,7 +251,7 @@ def test_a_cache_that_is_read_only_serves_what_it_has(source, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(prepare, "locked", refuse)
+    monkeypatch.setattr(cache, "locked", refuse)
     monkeypatch.setattr(os, "replace", refuse)
     assert len(prepared(source).prepare()["train"]) == 50
 

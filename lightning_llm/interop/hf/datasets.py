@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_llm.data.cache import content_hash
 from lightning_llm.data.readers_base import Document, SourceStats, check_text
 from lightning_llm.data.readers_rows import emit, missing_field
 from lightning_llm.data.sources import fingerprint_files
@@ -216,7 +215,26 @@ def dataset_fingerprint(
         content.append(str(name_or_path))
         content.append(getattr(dataset, "_fingerprint", None) if _is_map_style(dataset) else None)
     content.append(fingerprint_files(local))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content_hash(content)
+
+
+def split_fingerprint(
+    name_or_path: str | Path, *, name: str | None, split: str, revision: str | None, streaming: bool
+) -> str:
+    """Return the ``dataset_fingerprint`` of a split that is about to be read.
+
+    Args:
+        name_or_path: See ``read_dataset``.
+        name: Configuration of the dataset.
+        split: One split.
+        revision: Branch, tag or commit on the hub.
+        streaming: Whether it is read over the network; otherwise a dataset of the hub is loaded
+            now, for its own fingerprint.
+    """
+    where: dict[str, Any] = {"name": name, "split": split, "revision": revision}
+    remote = not Path(name_or_path).expanduser().is_dir()
+    opened = open_dataset(name_or_path, **where) if remote and not streaming else None
+    return dataset_fingerprint(name_or_path, **where, dataset=opened)
 
 
 def _listed(data_files: DataFiles | None) -> list[str]:
