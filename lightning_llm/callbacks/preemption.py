@@ -10,10 +10,12 @@ from typing import Any, cast
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
+
+from lightning_llm.callbacks._requeue import hand_over, requeue, requeue_signal
 
 
 class Preempted(SystemExit):
@@ -29,8 +31,12 @@ class Preemption(L.Callback):
     (143 for SIGTERM). A signal during validation is answered after the next optimizer step.
 
     It takes the place of Lightning's handling, which waits for the other ranks inside the signal
-    handler, shares a flag over the device in every micro-batch, and ends with status 0. Under SLURM
-    with requeueing, the requeue signal saves and requeues as Lightning does, at that safe point.
+    handler, shares a flag over the device in every micro-batch, and ends with status 0.
+
+    Under SLURM the checkpoint is ``hpc_ckpt_N.ckpt`` in ``trainer.default_root_dir``, from which a
+    job that starts there again continues by itself; the one before is deleted. The requeue signal
+    of Lightning's ``SLURMEnvironment`` (SIGUSR1), besides, asks SLURM for that start, when all is
+    on the disk.
 
     Args:
         filename: Of the checkpoint; it lies in the folder of the run's checkpoint callback, else
@@ -67,23 +73,27 @@ class Preemption(L.Callback):
             # Lightning's own exchange: one on the device per micro-batch.
             loop = cast(Any, trainer.fit_loop.epoch_loop)
             loop._broadcast_sigterm_tensor = _nothing
+        connector: Any = trainer._signal_connector
 
-    @override
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen; Lightning has installed its handlers by now, and restores all in the end."""
-        self._listen(trainer)
+        def register() -> None:
+            del connector.register_signal_handlers  # this stand-in
+            connector.register_signal_handlers()
+            self._listen(trainer)
+
+        # At once after Lightning, which restores all in the end: a process that builds batches has
+        # the handlers of the moment it is forked, and under SLURM Lightning's would save in it.
+        connector.register_signal_handlers = register
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen, where there was no sanity check."""
+        """Count steps from here: by now a checkpoint is restored."""
         self._step = trainer.global_step
-        self._listen(trainer)
 
     def _listen(self, trainer: L.Trainer) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in {*self.signals, *_requeue_signals(trainer)}:
-            signal.signal(number, self._note)
+        for number in {*self.signals, requeue_signal(trainer)} - {None}:
+            signal.signal(cast(int, number), self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         self._received = number
@@ -133,39 +143,25 @@ class Preemption(L.Callback):
             self._shared = None
 
     def _leave(self, trainer: L.Trainer, number: int) -> None:
-        name = signal.Signals(number).name
-        if number in _requeue_signals(trainer):
-            trainer._signal_connector._slurm_sigusr_handler_fn(number, None)  # type: ignore[arg-type]
-            path = "the requeue checkpoint"
-        else:
-            path = str(self._path(trainer))
-            trainer.save_checkpoint(path)
-        # A save in a thread ends here, or raises. Nobody leaves before all are on the disk.
+        path = self._path(trainer)
+        trainer.save_checkpoint(path)
+        # A save in a thread ends here, or raises.
         trainer.strategy.checkpoint_io.teardown()
+        if requeue_signal(trainer) is not None and trainer.is_global_zero:
+            path = hand_over(path)
+            if number == requeue_signal(trainer):
+                requeue()
+        # Launchers end all ranks once one has left: nobody leaves before all is done.
         trainer.strategy.barrier("preempted")
+        name = signal.Signals(number).name
         rank_zero_info(f"{name}: stopped after step {trainer.global_step}, saved {path}")
         raise Preempted(0 if _is_child(trainer) else 128 + number)
 
     def _path(self, trainer: L.Trainer) -> Path:
-        if _requeues(trainer):
-            # The name a requeued job looks for by itself.
-            connector = trainer._checkpoint_connector
-            return Path(connector.hpc_save_path(trainer.default_root_dir))
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if requeue_signal(trainer) is not None:
+            folder = None
         return Path(folder or trainer.default_root_dir) / self.filename
-
-
-def _requeues(trainer: L.Trainer) -> bool:
-    environment = trainer._accelerator_connector.cluster_environment
-    return isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-
-
-def _requeue_signals(trainer: L.Trainer) -> tuple[int, ...]:
-    environment = trainer._accelerator_connector.cluster_environment
-    if not _requeues(trainer):
-        return ()
-    assert isinstance(environment, SLURMEnvironment)
-    return (environment.requeue_signal or signal.SIGUSR1,)
 
 
 def _is_child(trainer: L.Trainer) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import ParallelStrategy
 
 import lightning_llm.strategies  # noqa: F401  # makes `strategy: fsdp2` known
 from lightning_llm.cli import TRAINING_COMMANDS
@@ -36,6 +37,7 @@ from lightning_llm.cli.safeguards import (
 from lightning_llm.cli.save_recipe import SaveRecipe
 from lightning_llm.cli.sharded_build import sharded_build
 from lightning_llm.cli.shipped_recipes import use_shipped
+from lightning_llm.strategies.launch import check_launch
 
 _RUNS = ("fit", "validate", "test", "predict")
 
@@ -45,7 +47,14 @@ def run_training(command: str, arguments: list[str]) -> int:
     cli = RecipeCLI(command, prepare_parsing(arguments))
     if command == "prepare":
         return _prepare(cli)
-    _probe_output(cli.trainer)
+    trainer = cli.trainer
+    check_launch(
+        trainer._accelerator_connector.cluster_environment,
+        trainer.num_devices,
+        trainer.num_nodes,
+        alone=not isinstance(trainer.strategy, ParallelStrategy),
+    )
+    _probe_output(trainer)
     options = {name: cli.config[name] for name in cli.command_options if name in cli.config}
     resume = options.pop("resume", None)
     if resume is not None:

@@ -24,6 +24,7 @@ from lightning_llm.plugins.precision.master_weights import MasterWeightsPrecisio
 from lightning_llm.strategies.blocks import find_blocks
 from lightning_llm.strategies.checkpointing import ActivationCheckpointing
 from lightning_llm.strategies.fsdp2_checkpoints import ShardedCheckpoints
+from lightning_llm.strategies.launch import check_launch
 from lightning_llm.strategies.parallelize import BlockOptions
 from lightning_llm.strategies.sharding import (
     is_sharded,
@@ -142,6 +143,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
 
     @override
     def setup_environment(self) -> None:
+        check_launch(self.cluster_environment, self.num_processes, self.num_nodes)
         self._setup_distributed()
         world, copies, split = self.world_size, self.replicate_size, self.tensor_parallel_size
         given = self._data_parallel_size

@@ -1,24 +1,15 @@
-"""Models built without weights for `FSDP2Strategy`, and ranks started by torchrun."""
+"""Models built without weights for `FSDP2Strategy`."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import WeightAveraging
-from test_commands import make_text, recipe
 
 from lightning_llm import CausalLM
-from lightning_llm.cli import main
-from lightning_llm.cli.checkpoint import load_trained
 from lightning_llm.cli.sharded_build import sharded_build
 from lightning_llm.models import TransformerConfig
 from lightning_llm.models.drawn_later import drawing, weights_drawn_later
@@ -92,42 +83,3 @@ def test_weights_are_those_of_the_moment_of_building() -> None:
 def test_recipes_that_are_built_without_weights(trainer: dict[str, Any], later: bool) -> None:
     with sharded_build({"strategy": "fsdp2", **trainer}):
         assert CausalLM(CONFIG).model.embedding.weight.is_meta == later
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_ranks_of_torchrun_train_like_one_process(tmp_path: Path) -> None:
-    make_text(tmp_path / "text.txt")
-    contents = recipe(tmp_path)
-    contents["trainer"] |= {"gradient_clip_val": 1.0, "num_sanity_val_steps": 0}
-    contents["model"]["init_args"]["config"]["n_layers"] = 2
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(contents))
-    assert main(["fit", "--config", str(path)]) == 0
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    changed = {
-        "config": str(path),
-        "trainer.default_root_dir": str(tmp_path / "sharded"),
-        "trainer.strategy": FSDP2,
-        "trainer.devices": "2",
-        "data.init_args.micro_batch_size": "2",
-    }
-    options = [f"--{name}={value}" for name, value in changed.items()]
-    done = subprocess.run(
-        [sys.executable, *command, "-m", "lightning_llm.cli", "fit", *options],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("CausalLM:") + done.stdout.count("CausalLM:") == 1  # one rank speaks
-    folder = tmp_path / "sharded" / "checkpoints" / "model.ckpt"
-    assert (folder / "meta.pt").is_file()
-    one = load_trained(tmp_path / "run" / "checkpoints" / "model.ckpt", device="cpu")
-    two = load_trained(folder, device="cpu")
-    for name, weight in one.state_dict().items():
-        torch.testing.assert_close(two.state_dict()[name], weight, rtol=0, atol=1e-6, msg=name)
-    out = tmp_path / "hf"
-    assert main(["export", "--checkpoint", str(folder), "--output", str(out)]) == 0
-    assert json.loads((out / "config.json").read_text())["vocab_size"] == 300

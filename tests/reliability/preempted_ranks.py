@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from lightning_llm.data import TokenStore, TokenStoreWriter
 from lightning_llm.data.loader import TokenLoader
 from lightning_llm.data.packing import ConcatWindows
 from lightning_llm.plugins import AtomicCheckpointIO
+from lightning_llm.strategies import FSDP2Strategy
 from runs import Net, trainer
 
 ROWS = 44
@@ -82,8 +82,8 @@ def run(folder: Path, *, ckpt: Path | None = None, callbacks: Any = (), **option
 
 
 if __name__ == "__main__":
-    world_size, accumulate = int(os.environ["WORLD_SIZE"]), int(sys.argv[2])
-    options: dict[str, Any] = {"accumulate_grad_batches": accumulate, "max_epochs": 400}
-    if world_size > 1:
-        options |= {"strategy": "ddp", "devices": world_size}
+    options: dict[str, Any] = {"accumulate_grad_batches": int(sys.argv[2]), "max_epochs": 400}
+    if len(sys.argv) > 3:
+        sharded = FSDP2Strategy(block_class="Linear")
+        options |= {"devices": 2, "strategy": sharded if sys.argv[3] == "sharded" else "ddp"}
     run(Path(sys.argv[1]), callbacks=[Preemption(), Pace()], **options)

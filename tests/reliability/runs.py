@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from ranks import free_port, torchrun
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -57,26 +58,22 @@ def loader(data: list[torch.Tensor]) -> DataLoader[torch.Tensor]:
     return DataLoader(data, batch_size=None)  # type: ignore[arg-type]
 
 
-def start_ranks(script: str, world_size: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """Start a script of this folder once per rank, as torchrun would (gloo)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def start_ranks(
+    script: str,
+    world_size: int,
+    *arguments: str,
+    launcher: Callable[[int, int, int], dict[str, str]] = torchrun,
+) -> list[subprocess.Popen[str]]:
+    """Start a script of this folder once per rank, as a launcher would (gloo)."""
+    port = free_port()
     processes = []
     for rank in range(world_size):
         environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'strategies'}",
             "OMP_NUM_THREADS": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "GROUP_RANK": "0",
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
         }
         if world_size > 1:
-            environment["TORCHELASTIC_RUN_ID"] = "test"
+            environment |= launcher(rank, world_size, port)
         command = [sys.executable, "-u", str(Path(__file__).with_name(script)), *arguments]
         processes.append(
             subprocess.Popen(

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from preempted_ranks import run
+from ranks import srun
 
 from lightning_llm.callbacks import Preemption
 from lightning_llm.callbacks.preemption import Preempted
@@ -34,11 +35,12 @@ def wait_for_batch(process: subprocess.Popen[str], number: int) -> str:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("world_size", "target"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("world_size", "target"), [(1, 0), (2, 0)])
 def test_a_signal_to_any_rank_saves_one_step_on_all(
     tmp_path: Path, world_size: int, target: int
 ) -> None:
-    ranks = start_ranks("preempted_ranks.py", world_size, str(tmp_path), "2")
+    arguments = [str(tmp_path), "2", *["ddp"] * (world_size > 1)]
+    ranks = start_ranks("preempted_ranks.py", world_size, *arguments)
     wait_for_batch(ranks[target], 6)
     ranks[target].send_signal(signal.SIGTERM)
     outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
@@ -85,29 +87,60 @@ def test_the_window_is_finished_and_nothing_is_lost(
         assert torch.equal(weight, resumed.state_dict()[name])
 
 
-def test_a_requeued_job_is_saved_where_it_looks_and_requeued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "bin").mkdir()
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/requeued\n")
+@pytest.fixture
+def requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `scontrol` was asked for, and which checkpoints there were when it was."""
+    log, scontrol = tmp_path / "requeued", tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $@ `ls -A {tmp_path} | grep ckpt` >> {log}\n")
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
-    variables = {"NTASKS": "1", "JOB_ID": "77", "JOB_NAME": "train", "NODEID": "0"}
-    variables |= {"PROCID": "0", "LOCALID": "0"}
-    for name, value in variables.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
+    return log
+
+
+def test_a_requeued_job_is_saved_where_it_looks_and_requeued(
+    tmp_path: Path, requeued: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in srun(0, 1, 0).items():
+        monkeypatch.setenv(name, value)
     # Lightning lets a requeued job continue by itself: the second run goes on at the fifth batch.
-    for batch, number, requeued in ((4, signal.SIGTERM, False), (7, signal.SIGUSR1, True)):
+    steps = []
+    for batch, number, asked in ((4, signal.SIGTERM, False), (7, signal.SIGUSR1, True)):
         with pytest.raises(Preempted) as caught:
             run(tmp_path, callbacks=[Preemption(), Signal(batch, number)])
         assert caught.value.code == 128 + number
-        assert (tmp_path / "requeued").exists() is requeued
-    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
-    steps = {
-        p.name: torch.load(p, weights_only=True)["global_step"] for p in tmp_path.glob("*.ckpt")
-    }
-    assert steps == {"hpc_ckpt_1.ckpt": 5, "hpc_ckpt_2.ckpt": 8}
+        assert requeued.exists() is asked
+        [file] = tmp_path.glob("*ckpt*")
+        assert verify_checkpoint(file)
+        steps.append((file.name, torch.load(file, weights_only=True)["global_step"]))
+    assert steps == [("hpc_ckpt_1.ckpt", 5), ("hpc_ckpt_2.ckpt", 8)]
+    assert requeued.read_text() == "requeue 77 hpc_ckpt_2.ckpt\n"
+
+
+@pytest.mark.distributed
+def test_tasks_of_a_job_are_requeued_once_and_go_on(tmp_path: Path, requeued: Path) -> None:
+    for start in (1, 2):
+        tasks = start_ranks("preempted_ranks.py", 2, str(tmp_path), "1", "sharded", launcher=srun)
+        told = wait_for_batch(tasks[1], 6 * start)
+        tasks[1].send_signal(signal.SIGUSR1)
+        outputs = [task.communicate(timeout=60)[0] for task in tasks]
+        assert [task.returncode for task in tasks] == [128 + signal.SIGUSR1] * 2, outputs
+        # The second start goes on, without being asked to, where the first was saved.
+        assert ("batch 2\n" in told) is (start == 1)
+        asked = requeued.read_text().splitlines()
+        assert asked == [f"requeue 77 hpc_ckpt_{number}.ckpt" for number in range(1, start + 1)]
+        assert (tmp_path / f"hpc_ckpt_{start}.ckpt" / "meta.pt").is_file()
+
+
+def test_a_job_that_is_not_requeued_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in srun(0, 1, 0).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.warns(match="did not requeue job 77"), pytest.raises(Preempted):
+        run(tmp_path, callbacks=[Preemption(), Signal(4, signal.SIGUSR1)])
+    assert (tmp_path / "hpc_ckpt_1.ckpt").is_file()
 
 
 def test_an_unknown_signal_is_named() -> None:
@@ -117,7 +150,7 @@ def test_an_unknown_signal_is_named() -> None:
 
 @pytest.mark.distributed
 def test_a_dead_rank_ends_the_others(tmp_path: Path) -> None:
-    ranks = start_ranks("preempted_ranks.py", 2, str(tmp_path), "1")
+    ranks = start_ranks("preempted_ranks.py", 2, str(tmp_path), "1", "ddp")
     wait_for_batch(ranks[1], 3)
     ranks[1].kill()
     output, _ = ranks[0].communicate(timeout=60)
