@@ -5,15 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_llm.cli.checkpoint import load_trained
 from lightning_llm.cli.parse_errors import command_parser
-from lightning_llm.language import CHECKPOINT_KEY
-from lightning_llm.module import CausalLM
-from lightning_llm.plugins.io.sealed_file import local_path
-from lightning_llm.plugins.io.sharded import ShardedCheckpoint, is_sharded
-from lightning_llm.plugins.io.stored_weights import StoredWeights
+
+if TYPE_CHECKING:
+    from lightning_llm.plugins.io.sharded import ShardedCheckpoint
 
 
 def export_parser() -> Any:
@@ -44,6 +41,13 @@ def export_parser() -> Any:
 def run_export(arguments: Sequence[str]) -> int:
     """Write the model so that `transformers` loads it, and check what was written."""
     options = export_parser().parse_args(list(arguments))
+    # After the arguments: --help and a misspelt option need no torch.
+    from lightning_llm.cli.checkpoint import load_trained
+    from lightning_llm.language import CHECKPOINT_KEY
+    from lightning_llm.module import CausalLM
+    from lightning_llm.plugins.io.sealed_file import local_path
+    from lightning_llm.plugins.io.sharded import ShardedCheckpoint, is_sharded
+
     path = local_path(options.checkpoint)
     if options.check_logits is not True and is_sharded(path):
         source = ShardedCheckpoint(path)
@@ -79,6 +83,8 @@ def export_folder(source: ShardedCheckpoint, directory: Path, max_shard_bytes: i
         ExportError: No Hugging Face architecture expresses the configuration; names the fields.
     """
     from lightning_llm.interop.hf.export_stored import export_stored
+    from lightning_llm.language import CHECKPOINT_KEY
+    from lightning_llm.plugins.io.stored_weights import StoredWeights
 
     source.verify()
     weights = StoredWeights(source, "model.")

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_llm.callbacks._console import printable
-from lightning_llm.cli.checkpoint import load_trained
 from lightning_llm.cli.parse_errors import command_parser
 
 
@@ -36,6 +34,10 @@ def generate_parser() -> Any:
 def run_generate(arguments: Sequence[str]) -> int:
     """Write one completion per prompt to standard output, everything else to standard error."""
     options = generate_parser().parse_args(list(arguments))
+    # After the arguments: --help and a misspelt option need no torch.
+    from lightning_llm.callbacks._console import printable
+    from lightning_llm.cli.checkpoint import load_trained
+
     module = load_trained(options.checkpoint, device=options.device)
     if module.tokenizer is None:
         raise ValueError(

@@ -83,6 +83,19 @@ def test_help_starts_without_heavy_libraries() -> None:
     assert output.endswith("set()\n")
 
 
+@pytest.mark.parametrize("command", ["generate", "export", "report", "recipes", "completion"])
+def test_help_of_a_command_without_a_recipe_starts_without_torch(command: str) -> None:
+    code = (
+        "import sys\nfrom lightning_llm.cli import main\n"
+        "try: main([sys.argv[1], '--help'])\nexcept SystemExit: pass\n"
+        "print({'torch', 'numpy', 'lightning', 'transformers'} & set(sys.modules))"
+    )
+    started = [sys.executable, "-c", code, command]
+    output = subprocess.run(started, capture_output=True, text=True, check=True).stdout
+    assert output.startswith("usage: lightning-llm")
+    assert output.endswith("set()\n")
+
+
 def test_another_shell_is_refused(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["completion", "fish"])
