@@ -47,6 +47,7 @@ class ChatTask:
     chat_template: str | None = None
 
     def options(self) -> dict[str, Any]:
+        """Return what examples depend on: the field, and the text of the template."""
         return {"messages_field": self.messages_field, "template": self._template or CHATML}
 
     @property

@@ -50,6 +50,7 @@ class FileCorpus:
     max_documents: int | None = None
 
     def documents(self, stats: SourceStats) -> Iterator[Document]:
+        """Yield the documents of the files, one after the other, and count them."""
         every = itertools.chain.from_iterable(
             read_documents(file, text_field=self.text_field, errors=self.errors, stats=stats)
             for file in self.files
@@ -57,6 +58,7 @@ class FileCorpus:
         return itertools.islice(every, self.max_documents)
 
     def fingerprint(self) -> str:
+        """Return a hash of names and contents of the files."""
         return fingerprint_files(self.files)
 
 
@@ -83,6 +85,7 @@ class DatasetCorpus:
     max_documents: int | None = None
 
     def documents(self, stats: SourceStats) -> Iterator[Document]:
+        """Yield a document for each row, and count them."""
         from lightning_llm.interop.hf.datasets import read_dataset
 
         return read_dataset(
@@ -97,6 +100,7 @@ class DatasetCorpus:
         )
 
     def fingerprint(self) -> str:
+        """Return a hash of the split, as far as its content can be known."""
         from lightning_llm.interop.hf.datasets import split_fingerprint
 
         return split_fingerprint(
@@ -116,6 +120,7 @@ class Whole:
     part: Part = "train"
 
     def documents(self, stats: SourceStats) -> Labelled:
+        """Yield each document with its part, and count them."""
         for document in self.corpus.documents(stats):
             yield self.part, document
 
@@ -138,6 +143,7 @@ class ByHash:
     seed: int
 
     def documents(self, stats: SourceStats) -> Labelled:
+        """Yield each document with its part, and count them."""
         for document in self.corpus.documents(stats):
             pieces = iter(document.pieces)
             first = next(pieces, "")
@@ -163,6 +169,7 @@ class Tail:
     cut: int
 
     def documents(self, stats: SourceStats) -> Labelled:
+        """Yield each document with its part, and count them."""
         for number, document in enumerate(self.corpus.documents(stats)):
             if number == self.document:
                 yield from self._halves(document)
@@ -195,6 +202,7 @@ class FileTail:
     fraction: float
 
     def documents(self, stats: SourceStats) -> Labelled:
+        """Yield each document with its part, and count them."""
         (file,) = self.corpus.files
         for part, (start, stop) in zip(("train", "val"), split_file_range(file, 1 - self.fraction)):
             for document in read_documents(

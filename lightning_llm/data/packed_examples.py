@@ -70,6 +70,7 @@ class PackedExamples(PackedDocuments):
 
     @property
     def fingerprint(self) -> dict[str, str | int | bool]:
+        """Plain data that changes with the content of any row, and with what is a target."""
         return {
             **super().fingerprint,
             "targets": self.targets.fingerprint,

@@ -85,6 +85,7 @@ class ConcatWindows:
 
     @property
     def fingerprint(self) -> dict[str, str | int | bool]:
+        """Plain data that changes with the content of any row."""
         return {
             "store": self.store.fingerprint,
             "packing": "concat",
@@ -122,6 +123,7 @@ class ConcatWindows:
         return _tensors(batch)
 
     def documents(self, index: int) -> list[int]:
+        """Return the numbers of the documents that a row has tokens of."""
         offsets, start = self.store.document_offsets, index * self.seq_len
         stop = min(start + self.seq_len + 1, self.store.num_tokens)
         first = int(np.searchsorted(offsets, start, side="right")) - 1
@@ -220,6 +222,7 @@ class PackedDocuments:
 
     @property
     def fingerprint(self) -> dict[str, str | int | bool]:
+        """Plain data that changes with the content of any row."""
         return {
             "store": self.store.fingerprint,
             "packing": "pad" if self.one_per_row else "best_fit",
@@ -266,6 +269,7 @@ class PackedDocuments:
         return _tensors(batch)
 
     def documents(self, index: int) -> list[int]:
+        """Return the numbers of the documents that a row has tokens of."""
         starts = self.starts[self.row_offsets[index] : self.row_offsets[index + 1]]
         found = np.searchsorted(self.store.document_offsets, starts, side="right") - 1
         return sorted(set(found.tolist()))

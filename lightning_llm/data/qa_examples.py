@@ -33,6 +33,7 @@ class QATask(PlainTask):
     no_answer: str | None = None
 
     def options(self) -> dict[str, Any]:
+        """Return the fields, as plain data."""
         return asdict(self)
 
     def texts(self, row: Row) -> Iterable[str]:

@@ -107,14 +107,14 @@ def check_text(value: Any, key: str, where: str, errors: DecodeErrors) -> str:
     return value
 
 
-def cut_text(text: str) -> Iterator[str]:
-    """Yield a text already in memory in pieces of at most ``PIECE_BYTES`` characters.
+def cut_text(text: str, at_most: int) -> Iterator[str]:
+    """Yield a text already in memory in pieces of at most so many characters.
 
     The cut falls after a line end where there is one, else after a space, else anywhere.
     """
     start = 0
-    while len(text) - start > PIECE_BYTES:
-        limit = start + PIECE_BYTES
+    while len(text) - start > at_most:
+        limit = start + at_most
         cut = text.rfind("\n", start, limit) + 1 or text.rfind(" ", start, limit) + 1 or limit
         yield text[start:cut]
         start = cut

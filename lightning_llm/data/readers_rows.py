@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_llm.data.readers_base import (
+    PIECE_BYTES,
     DecodeErrors,
     Document,
     InvalidTextError,
@@ -46,7 +47,7 @@ def emit(text: str, source: str, stats: SourceStats) -> Iterator[Document]:
         return
     stats.documents += 1
     stats.bytes += len(text.encode())
-    yield Document(cut_text(text), source)
+    yield Document(cut_text(text, PIECE_BYTES), source)
 
 
 def read_jsonl(
@@ -58,6 +59,26 @@ def read_jsonl(
         ValueError: A line is no JSON object or its text is missing or not a string, with
             ``file:line`` and the key.
     """
+    for line, where, offset in raw_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = parse_line(line, where, offset, errors)
+            text = check_text(_field(row, text_field, where), text_field, where, errors)
+        except InvalidTextError:
+            if errors != "skip":
+                raise
+            stats.skipped += 1
+        else:
+            yield from emit(text, where, stats)
+
+
+def raw_lines(path: Path) -> Iterator[tuple[bytes, str, int]]:
+    """Yield each line as bytes with its end, its place (``file:line``), and its byte offset.
+
+    Raises:
+        ValueError: A line is longer than ``MAX_LINE_BYTES``.
+    """
     offset = 0
     with open_bytes(path) as stream:
         for number, raw in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
@@ -65,16 +86,7 @@ def read_jsonl(
             if len(raw) == MAX_LINE_BYTES:
                 raise ValueError(f"{where}: the line is longer than {MAX_LINE_BYTES} bytes.")
             line = strip_bom(raw) if number == 1 else raw
-            if line.strip():
-                try:
-                    text = parse_line(line, where, offset + len(raw) - len(line), errors)
-                    text = check_text(_field(text, text_field, where), text_field, where, errors)
-                except InvalidTextError:
-                    if errors != "skip":
-                        raise
-                    stats.skipped += 1
-                else:
-                    yield from emit(text, where, stats)
+            yield line, where, offset + len(raw) - len(line)
             offset += len(raw)
 
 

@@ -15,11 +15,10 @@ from typing import Any, Protocol
 
 from lightning_llm.data.cache import content_hash, remembered_fingerprint
 from lightning_llm.data.readers_base import invalid_utf8, open_bytes, strip_bom
-from lightning_llm.data.readers_rows import MAX_LINE_BYTES, parse_line, seekable
-from lightning_llm.data.sources import fingerprint_files
+from lightning_llm.data.readers_rows import parse_line, raw_lines, seekable
+from lightning_llm.data.sources import JSON_LINES, fingerprint_files, layout_of
 
 Row = tuple[dict[str, Any], str]
-_JSON_LINES = (".jsonl", ".ndjson", ".jsonlines", ".json-lines")
 _PARQUET_ROWS = 256
 
 
@@ -48,14 +47,16 @@ class FileRows:
     squad: bool = False
 
     def rows(self) -> Iterator[Row]:
+        """Yield the rows of the files, one after the other."""
         return itertools.chain.from_iterable(self._read(file) for file in self.files)
 
     def fingerprint(self, root: Path) -> str:
+        """Return a hash of names and contents of the files and how they are read."""
         return content_hash([_content(self.files, root), self.columns, self.squad])
 
     def _read(self, path: Path) -> Iterator[Row]:
-        kind = Path(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
-        if kind in _JSON_LINES:
+        kind = layout_of(path)
+        if kind in JSON_LINES:
             return _read_jsonl(path)
         if kind == ".parquet":
             return _read_parquet(path)
@@ -89,6 +90,11 @@ class AlignedRows:
             )
 
     def rows(self) -> Iterator[Row]:
+        """Yield each pair of lines.
+
+        Raises:
+            ValueError: One file of a pair has more lines than the other.
+        """
         for first, second in zip(self.first, self.second):
             yield from self._pair(first, second)
 
@@ -110,6 +116,7 @@ class AlignedRows:
             yield dict(zip(self.columns, texts)), f"{first}:{number + 1}"
 
     def fingerprint(self, root: Path) -> str:
+        """Return a hash of names and contents of the files, in their pairs."""
         sides = [_content(files, root) for files in (self.first, self.second)]
         return content_hash([sides, self.columns])
 
@@ -133,6 +140,7 @@ class DatasetRows:
     streaming: bool = False
 
     def rows(self) -> Iterator[Row]:
+        """Yield all columns of each row."""
         from lightning_llm.interop.hf.datasets import read_rows
 
         return read_rows(
@@ -144,6 +152,7 @@ class DatasetRows:
         )
 
     def fingerprint(self, root: Path) -> str:
+        """Return a hash of the split, as far as its content can be known."""
         from lightning_llm.interop.hf.datasets import split_fingerprint
 
         return split_fingerprint(
@@ -168,9 +177,11 @@ class FirstRows:
     limit: int
 
     def rows(self) -> Iterator[Row]:
+        """Yield so many rows."""
         return itertools.islice(self.source.rows(), self.limit)
 
     def fingerprint(self, root: Path) -> str:
+        """Return a hash of the source's and the limit."""
         return content_hash([self.source.fingerprint(root), self.limit])
 
 
@@ -201,22 +212,9 @@ def _content(files: tuple[Path, ...], root: Path) -> str:
     return remembered_fingerprint(files, root, lambda: fingerprint_files(files))
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[bytes, str, int]]:
-    """Yield each line as bytes, its place, and its offset in the file."""
-    offset = 0
-    with open_bytes(path) as stream:
-        for number, raw in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
-            where = f"{path}:{number}"
-            if len(raw) == MAX_LINE_BYTES:
-                raise ValueError(f"{where}: the line is longer than {MAX_LINE_BYTES} bytes.")
-            line = strip_bom(raw) if number == 1 else raw
-            yield line, where, offset + len(raw) - len(line)
-            offset += len(raw)
-
-
 def _text_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield each line without its end, and its place; only LF and CRLF end a line."""
-    for line, where, offset in _raw_lines(path):
+    for line, where, offset in raw_lines(path):
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
@@ -225,7 +223,7 @@ def _text_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    for line, where, offset in _raw_lines(path):
+    for line, where, offset in raw_lines(path):
         if not line.strip():
             continue
         row = parse_line(line, where, offset, "strict")

@@ -14,23 +14,25 @@ from lightning_llm.data.readers_rows import read_jsonl, read_parquet
 from lightning_llm.data.readers_text import read_text, split_file_range
 
 __all__ = [
+    "JSON_LINES",
     "DecodeErrors",
     "Document",
     "SourceStats",
     "expand_files",
     "fingerprint_files",
     "is_plain_text",
+    "layout_of",
     "read_documents",
     "split_file_range",
 ]
 
 _COMPRESSED = (".gz", ".zst")
-_JSON_LINES = (".jsonl", ".ndjson", ".jsonlines", ".json-lines")
-_DIRECTORY_SUFFIXES = (".txt", *_JSON_LINES, ".parquet")
+JSON_LINES = (".jsonl", ".ndjson", ".jsonlines", ".json-lines")
+_DIRECTORY_SUFFIXES = (".txt", *JSON_LINES, ".parquet")
 
 
-def _format(path: Path) -> str:
-    """Return the suffix that says how a file is laid out, without that of its compression."""
+def layout_of(path: Path) -> str:
+    """Return the suffix, in lower case, that says how a file is laid out; compression aside."""
     name = path.name.lower()
     for suffix in _COMPRESSED:
         name = name.removesuffix(suffix)
@@ -45,7 +47,7 @@ def is_plain_text(path: str | Path, *, compressed: bool = True) -> bool:
         compressed: Whether a compressed one counts too.
     """
     path = Path(path)
-    plain = _format(path) not in (*_JSON_LINES, ".parquet", ".json")
+    plain = layout_of(path) not in (*JSON_LINES, ".parquet", ".json")
     return plain and (compressed or path.suffix.lower() not in _COMPRESSED)
 
 
@@ -128,7 +130,7 @@ def _without(excluded: frozenset[str], files: list[str], pattern: str) -> list[s
 def _files_below(directory: str) -> list[str]:
     matches = glob.glob(os.path.join(glob.escape(directory), "**", "*"), recursive=True)
     files = [match for match in matches if os.path.isfile(match)]
-    chosen = [file for file in files if _format(Path(file)) in _DIRECTORY_SUFFIXES]
+    chosen = [file for file in files if layout_of(Path(file)) in _DIRECTORY_SUFFIXES]
     if not chosen:
         seen = sorted({os.path.splitext(file)[1] for file in files})
         raise FileNotFoundError(
@@ -173,8 +175,8 @@ def read_documents(
         raise ValueError(f"errors={errors!r} must be 'strict', 'replace' or 'skip'.")
     if (start or stop is not None) and not is_plain_text(path, compressed=False):
         raise ValueError(f"{path}: start and stop need an uncompressed plain-text file.")
-    kind = _format(path)
-    if kind in _JSON_LINES:
+    kind = layout_of(path)
+    if kind in JSON_LINES:
         return read_jsonl(path, text_field=text_field, errors=errors, stats=stats)
     if kind == ".parquet":
         return read_parquet(path, text_field=text_field, errors=errors, stats=stats)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_llm.data.readers_base import cut_text
 from lightning_llm.data.tokenizer_encoding import BYTE_OF_CHARACTER
 
 if TYPE_CHECKING:
@@ -114,14 +115,8 @@ def sample_evenly(texts: Iterable[str], max_bytes: int) -> list[str]:
 
 def _chunks(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        start = 0
-        while len(text) - start > _CHUNK_CHARACTERS:
-            limit = start + _CHUNK_CHARACTERS
-            cut = text.rfind("\n", start, limit) + 1 or text.rfind(" ", start, limit) + 1 or limit
-            yield text[start:cut]
-            start = cut
-        if start < len(text):
-            yield text[start:]
+        if text:
+            yield from cut_text(text, _CHUNK_CHARACTERS)
 
 
 def _normalizer(spec: TokenizerSpec) -> Any:

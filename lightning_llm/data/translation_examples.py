@@ -32,6 +32,7 @@ class TranslationTask(PlainTask):
     empty: Empty = "error"
 
     def options(self) -> dict[str, Any]:
+        """Return the fields, as plain data."""
         return asdict(self)
 
     def texts(self, row: Row) -> Iterable[str]:

@@ -102,7 +102,7 @@ def test_the_longest_document_gives_at_most_half(tmp_path):
 
 def test_a_cut_inside_many_pieces(tmp_path, monkeypatch):
     text = "".join(f"line {i}\n" for i in range(1_000))
-    monkeypatch.setattr("lightning_llm.data.readers_base.PIECE_BYTES", 97)
+    monkeypatch.setattr("lightning_llm.data.readers_rows.PIECE_BYTES", 97)
     corpus = jsonl(tmp_path / "a.jsonl", [text])
     for cut in (0, 1, 96, 97, 98, 5_000, len(text)):
         parts = parts_of(Tail(corpus, 0, cut))
