@@ -154,10 +154,14 @@ class CausalLM(LanguageModule):
             path_or_name: A directory with ``config.json`` and safetensors, or a hub name.
             dtype: Of the weights: float32, which training needs also where bfloat16 was stored;
                 None keeps the stored one.
-            **options: Passed to the constructor.
+            **options: Passed to the constructor; of ``vocab_size``, which the command line links
+                to the data, no notice is taken: the model keeps its rows.
+
+        In a recipe it is a ``class_path``: ``lightning_llm.CausalLM.from_pretrained``.
         """
         from lightning_llm.interop.hf import load_pretrained
 
+        options.pop("vocab_size", None)
         model, tokenizer = load_pretrained(path_or_name, dtype=dtype)
         # The constructor's own network would only be thrown away: build it without memory.
         with torch.device("meta"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sysconfig
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -80,3 +82,16 @@ def split_allow_import(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 class RecipeParser(ShortErrors, LightningArgumentParser):
     """The parser of a recipe."""
+
+    def add_function_arguments(
+        self, function: Callable[..., Any], *args: Any, linked_targets: Any = None, **kwargs: Any
+    ) -> list[str]:
+        """Let a class path be a classmethod, such as ``lightning_llm.CausalLM.from_pretrained``.
+
+        jsonargparse hands on what concerns links, of which only classes make use, and does not
+        look through ``cls(**options)`` unless it knows the class.
+        """
+        owner = getattr(function, "__self__", None)
+        if inspect.isclass(owner):
+            return self.add_method_arguments(owner, function.__name__, *args, **kwargs)
+        return super().add_function_arguments(function, *args, **kwargs)

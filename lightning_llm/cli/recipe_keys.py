@@ -43,12 +43,17 @@ def nested_keys(class_path: str) -> tuple[str, ...]:
 
 
 def parameters_of(class_path: str) -> list[str]:
-    """Return the names a class takes, those it passes on to its bases included."""
+    """Return the names a class or classmethod takes, those that it passes on included."""
     found = _object(class_path)
     if found is None:
         return []
     names: dict[str, None] = {}
-    for owner in inspect.getmro(found) if inspect.isclass(found) else (found,):
+    if inspect.isclass(found):
+        owners = inspect.getmro(found)
+    else:
+        made = getattr(found, "__self__", None)
+        owners = (found, *(inspect.getmro(made) if inspect.isclass(made) else ()))
+    for owner in owners:
         takes = inspect.signature(owner.__init__ if inspect.isclass(owner) else owner).parameters
         names |= dict.fromkeys(name for name in takes if name not in ("self", "args", "kwargs"))
         if all(parameter.kind != parameter.VAR_KEYWORD for parameter in takes.values()):
@@ -89,6 +94,10 @@ def class_names() -> list[str]:
 
 
 def _object(class_path: str) -> Any:
-    """Return a class of a loaded module, None if there is none: nothing is imported for this."""
+    """Return a class of a loaded module, or a method of one; None if there is none.
+
+    Nothing is imported for this.
+    """
     module, _, name = class_path.rpartition(".")
-    return getattr(sys.modules.get(module), name, None)
+    owner = sys.modules.get(module) or (_object(module) if module else None)
+    return getattr(owner, name, None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lightning_llm import HFCausalLM
+from lightning_llm import CausalLM, HFCausalLM
 from lightning_llm.cli import main
 from lightning_llm.data import TokenizerSpec
 from lightning_llm.data.tokenizer_training import train_tokenizer
@@ -50,7 +50,8 @@ def fit(recipe: str, model_folder: Path, *more: str) -> dict[str, Any]:
     arguments = ["fit"]
     for name in (recipe, "debug.yaml"):
         arguments += ["--config", str(FINETUNE / name)]
-    arguments += ["--model.init_args.name_or_path", str(model_folder)]
+    source = "path_or_name" if recipe == "full.yaml" else "name_or_path"
+    arguments += [f"--model.init_args.{source}", str(model_folder)]
     arguments += ["--data.init_args.train_files", json.dumps([str(folder / "text.txt")])]
     arguments += ["--data.init_args.cache_dir", str(folder / "cache")]
     arguments += ["--trainer.default_root_dir", str(folder / "run")]
@@ -68,6 +69,34 @@ def test_all_weights(model_folder: Path) -> None:
     exported = AutoModelForCausalLM.from_pretrained(model_folder.parent / "run" / "hf")
     for name, weight in exported.state_dict().items():
         assert torch.equal(weight, weights[f"model.{name}"])
+
+
+def test_our_transformer_learns_what_theirs_learns(model_folder: Path) -> None:
+    exports = []
+    for recipe in ("full.yaml", "hf_full.yaml"):
+        run = model_folder.parent / "run"
+        fit(recipe, model_folder)
+        exports.append(AutoModelForCausalLM.from_pretrained(run / "hf").state_dict())
+        run.rename(run.with_name(recipe))
+    before = AutoModelForCausalLM.from_pretrained(model_folder).state_dict()
+    for name, weight in exports[1].items():
+        assert not torch.equal(weight, before[name])
+        torch.testing.assert_close(exports[0][name], weight, rtol=0, atol=1e-6)
+
+
+def test_a_misspelt_option_of_a_classmethod(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit", "--config", str(FINETUNE / "full.yaml")]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--model.init_args.optimizr", "3"])
+    assert "did you mean 'optimizer'?" in capsys.readouterr().err
+
+
+def test_rows_without_tokens_stay(model_folder: Path) -> None:
+    rows = CausalLM.from_pretrained(model_folder).config.vocab_size
+    lm = CausalLM.from_pretrained(model_folder, vocab_size=7)
+    assert lm.config.vocab_size == len(lm.model.embedding.weight) == rows > 7
 
 
 def test_adapters(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
