@@ -23,9 +23,9 @@ from lightning_llm.generation.sampling import (
 )
 from lightning_llm.generation.search import Ending, search
 from lightning_llm.models import Transformer
+from lightning_llm.models.evaluating import evaluating
 
 
-@torch.no_grad()
 def generate(
     model: Transformer,
     prompts: Sequence[str] | Tensor,
@@ -114,7 +114,7 @@ def _new_tokens(model: Transformer, request: Request, options: Options) -> Tenso
     if options.repetition_penalty != 1.0:
         vocab_size = model.config.vocab_size
         repetition = RepetitionPenalty(options.repetition_penalty, ids, vocab_size, device)
-    with _evaluating(model):
+    with _decoding(model):
         kind = CachedDecoder if options.use_cache else UncachedDecoder
         decoder = kind(model, ids, max(request.limits))
         if options.num_beams > 1:
@@ -144,19 +144,13 @@ def _picker(options: Options, device: torch.device) -> Callable[[Tensor], Tensor
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, uncompiled; every module's own mode comes back afterwards.
+def _decoding(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, uncompiled.
 
     Each length of the cache would be compiled anew, and the blocks of a model in training are
     compiled for training's shapes.
     """
-    training = [module for module in model.modules() if module.training]
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
     stance = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    model.eval()
-    try:
-        with stance:
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), stance:
+        yield

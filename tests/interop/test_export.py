@@ -130,8 +130,10 @@ def test_wrong_logits_stop_the_export(
 
 def test_the_check_leaves_mode_and_gradients_alone(model: Transformer, tmp_path: Path) -> None:
     model.train()
+    model.blocks[0].eval()  # as where a part is frozen
+    modes = [module.training for module in model.modules()]
     save_pretrained(model, tmp_path / "export")
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
     assert all(weight.grad is None for weight in model.parameters())
 
 

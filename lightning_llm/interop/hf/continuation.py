@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_llm.generation.arguments import Options, check_prompts
 from lightning_llm.generation.request import Request
 from lightning_llm.generation.text import StopStrings
-from lightning_llm.interop.hf.decoder import evaluating
+from lightning_llm.models.evaluating import evaluating
 
 _NO_LIMIT = 2**31
 

@@ -9,14 +9,13 @@ something else is refused and never trained on a wrong loss.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_llm.language import OutputHead
+from lightning_llm.models.evaluating import evaluating
 
 # Fields of theirs: logits are multiplied by, divided by, or kept below the value.
 _MULTIPLIED_BY = ("logit_scale", "lm_head_multiplier")
@@ -214,16 +213,3 @@ def positions_in_documents(document_ids: Tensor) -> Tensor:
     starts = torch.ones_like(document_ids, dtype=torch.bool)
     starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     return index - torch.where(starts, index, 0).cummax(dim=1).values
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode comes back afterwards."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_llm.interop.hf.weights import iterate_to_hf, to_hf_config
 from lightning_llm.models import Transformer, TransformerConfig
+from lightning_llm.models.evaluating import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -199,13 +200,8 @@ def _check_logits(model: Transformer, folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (2, min(64, model.config.max_seq_len))
     ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            ours, expected = model(ids).float(), theirs(ids).logits.float()
-    finally:
-        model.train(training)
+    with evaluating(model):
+        ours, expected = model(ids).float(), theirs(ids).logits.float()
     error = ((ours - expected).abs().max() / expected.abs().max()).item()
     tolerance = _TOLERANCE[model.head_weight.dtype]
     if not error <= tolerance:
