@@ -13,6 +13,7 @@ from importlib import metadata
 from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from packaging.requirements import Requirement
@@ -114,6 +115,29 @@ def test_the_readme_names_the_test_command_and_the_pinned_install() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert tests, "the README names no test command"
     assert tests[0].split("  #")[0] in ci, "the CI script runs another test command"
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
+def test_the_badges_say_what_the_package_declares(readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    said = dict(re.findall(r"img\.shields\.io/badge/(\w+)-(.+?)-[0-9a-f]{6}\)", unquote(text)))
+    minor = "Programming Language :: Python :: 3."
+    versions = [f"3.{c.removeprefix(minor)}" for c in PROJECT["classifiers"] if minor in c]
+    floors = {
+        requirement.name: next(s.version for s in requirement.specifier if s.operator == ">=")
+        for requirement in map(Requirement, PROJECT["dependencies"])
+    }
+    assert said == {
+        "python": "_|_".join(versions),
+        "torch": f"≥_{floors['torch']}",
+        "lightning": f"≥_{floors['lightning']}",
+        "license": PROJECT["license"].replace("-", "--"),
+    }
+
+
+def test_the_pictures_of_the_readme_exist() -> None:
+    for file in re.findall(r"!\[[^]]*\]\((?!https:)([^)]+)\)", README):
+        assert (ROOT / file).is_file(), file
 
 
 def test_commands_of_the_readme_exist() -> None:
