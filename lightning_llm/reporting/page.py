@@ -63,7 +63,7 @@ def _ending(run: Run) -> str:
     """What the reader of a run that failed looks for first."""
     if run.ending is None:
         return ""
-    return f' <span class="{run.ending.state}">{escape(run.ending.sentence)}</span>'
+    return f' · <span class="{run.ending.state}">{escape(run.ending.sentence)}</span>'
 
 
 def _charts(runs: Sequence[Run]) -> str:

@@ -170,15 +170,15 @@ def _read_samples(path: Path, run: Run) -> None:
 
 
 def _moved(points: Points, clock: Points) -> Points:
-    """``points`` over another clock, known at some steps and a straight line between them."""
+    """``points`` over another clock, known at some steps; straight lines between and beyond."""
     if not clock:
         return []
     steps = [step for step, _ in clock]
     moved = []
     for step, value in points:
-        right = min(bisect_left(steps, step), len(clock) - 1)
+        right = min(max(bisect_left(steps, step), 1), len(clock) - 1)
         left = max(right - 1, 0)
         (s0, c0), (s1, c1) = clock[left], clock[right]
-        share = min(max((step - s0) / (s1 - s0), 0.0), 1.0) if s1 > s0 else 1.0
-        moved.append((c0 + share * (c1 - c0), value))
+        share = (step - s0) / (s1 - s0) if s1 > s0 else 1.0
+        moved.append((max(c0 + share * (c1 - c0), 0.0), value))
     return moved

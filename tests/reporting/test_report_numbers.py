@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_llm.reporting import read_run, read_runs, render_report
+from lightning_llm.reporting import Run, read_run, read_runs, render_report
 
 # Title of a chart -> the columns it is made of.
 CHARTS = {
@@ -219,3 +219,9 @@ def test_long_lines_keep_their_ends_and_extremes(tmp_path: Path) -> None:
     assert last_point(chart, "train_loss") == pytest.approx(
         (20_000, 1 + math.exp(-20 / 3)), abs=0.1
     )
+
+
+def test_a_row_after_the_last_count_of_tokens_goes_on_at_the_same_rate() -> None:
+    tokens = [(1.0, 100.0), (2.0, 200.0)]
+    run = Run("a", {"tokens_seen": tokens, "lr": [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 4.0)]})
+    assert run.over_tokens("lr") == [(0.0, 1.0), (100.0, 2.0), (200.0, 3.0), (300.0, 4.0)]
