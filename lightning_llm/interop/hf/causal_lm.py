@@ -174,18 +174,22 @@ class HFCausalLM(LanguageModule):
         """
         from lightning_llm.strategies.sharding import gathered_state, is_sharded
 
+        merge = merge and self._has_adapters
         sharded = is_sharded(self.model)
-        if sharded and self._has_adapters and merge:
-            raise ValueError(
-                "adapters cannot be merged while the weights are sharded: export a checkpoint with "
-                "`lightning-llm export`, or call save_pretrained(directory, merge=False)"
-            )
-        weights = gathered_state(self.model) if sharded else None
+        if sharded:
+            weights = self._gathered_adapters() if merge else gathered_state(self.model)
         if self._trainer is None or self._trainer.is_global_zero:
             model: Any = self.model
-            if self._has_adapters and merge:
-                model = copy.deepcopy(self.model).merge_and_unload()
-            model.save_pretrained(directory, **({"state_dict": weights} if sharded else {}))
+            if merge and sharded:
+                # The frozen weights are those of the base, which rank zero reads once more.
+                whole = HFCausalLM(**self._base, peft=adapter_config(model))  # type: ignore[arg-type]
+                whole.load_state_dict(weights, strict=False)
+                model = whole.model.merge_and_unload()
+            elif merge:
+                model = copy.deepcopy(model).merge_and_unload()
+            model.save_pretrained(
+                directory, **({"state_dict": weights} if sharded and not merge else {})
+            )
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(directory)
         if self._trainer is not None:
@@ -245,6 +249,18 @@ class HFCausalLM(LanguageModule):
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def _gathered_adapters(self) -> dict[str, Tensor]:
+        """What is trained, whole, on rank zero; all ranks call it."""
+        from lightning_llm.strategies.sharding import gathered
+
+        keep = self.trainer.is_global_zero
+        trained = self._trained_names()
+        return {
+            name: gathered(value, keep=keep)
+            for name, value in self.state_dict().items()
+            if name in trained
+        }
 
     def _config_dict(self) -> dict[str, Any]:
         return json.loads(self.network.config.to_json_string(use_diff=False))
