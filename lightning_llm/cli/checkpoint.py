@@ -51,7 +51,8 @@ def _from_contents(checkpoint: dict[str, Any], path: Path) -> CausalLM | HFCausa
     saved = checkpoint.get(CHECKPOINT_KEY)
     if saved is None:
         raise ValueError(
-            f"{path} was not written by lightning_llm.CausalLM: it has no {CHECKPOINT_KEY!r} entry"
+            f"{path} was not written by CausalLM or HFCausalLM of lightning_llm: it has no "
+            f"{CHECKPOINT_KEY!r} entry. Load it with the class that wrote it"
         )
     if "hf_config" in saved:
         from lightning_llm.interop.hf.causal_lm import restore_hf_causal_lm

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,21 +65,21 @@ def run_of(cli: PlanCLI) -> Run:
     asked = options["world_size"]
     world_size = _ranks_of(trainer) if asked is None else asked
     strategy = trainer.get("strategy") or "auto"
-    tokens_per_rank = _batch_shape(cli.data_options)
+    micro_batch_size, seq_len = _batch_shape(cli.data_options)
     run = Run(
         module=cli.model,
         parallelism=Parallelism.of(strategy, world_size),
         numerics=Numerics.of(_precision_of(trainer)),
         world_size=world_size,
-        micro_batch_size=tokens_per_rank[0],
-        seq_len=tokens_per_rank[1],
+        micro_batch_size=micro_batch_size,
+        seq_len=seq_len,
         accumulate_grad_batches=trainer.get("accumulate_grad_batches") or 1,
         clips_gradients=bool(trainer.get("gradient_clip_val")),
         tokens=options["tokens"],
     )
     if run.tokens is not None:
         return run
-    return Run(**{**run.__dict__, "tokens": _tokens_of(cli.model, trainer, run)})
+    return replace(run, tokens=_tokens_of(cli.model, trainer, run))
 
 
 def _named_vocabulary(data: dict[str, Any]) -> int | None:
@@ -121,7 +122,7 @@ def _precision_of(trainer: Any) -> Any:
 
 
 def _tokens_of(module: Any, trainer: Any, run: Run) -> int | None:
-    """Of the whole run: whichever of ``max_tokens`` and ``max_steps`` ends it first."""
+    """Tokens of the whole run: whichever of ``max_tokens`` and ``max_steps`` ends it first."""
     limits = []
     if getattr(module, "max_tokens", None):
         limits.append(int(module.max_tokens))

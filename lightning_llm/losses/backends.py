@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -122,8 +122,6 @@ def _run_cce(hidden: Tensor, weight: Tensor, labels: Tensor, request: Request) -
     return loss
 
 
-_LIGER_OPTIONS = frozenset({"bias", "label_smoothing", "z_loss", "logit_softcap"})
-_UP_TO_FLOAT32 = frozenset({torch.float32, torch.bfloat16, torch.float16})
 BACKENDS: dict[str, Backend] = {
     # torch rounds the loss itself to the dtype of the products.
     "torch": Backend(
@@ -136,7 +134,13 @@ BACKENDS: dict[str, Backend] = {
         waits=False,
     ),
     "liger": Backend(
-        _run_liger, "liger_kernel", "liger", _LIGER_OPTIONS, _UP_TO_FLOAT32, True, waits=True
+        run=_run_liger,
+        package="liger_kernel",
+        extra="liger",
+        options=frozenset({"bias", "label_smoothing", "z_loss", "logit_softcap"}),
+        dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+        cuda_only=True,
+        waits=True,
     ),
     "cce": Backend(
         run=_run_cce,
@@ -209,10 +213,7 @@ def run_backend(
 ) -> Tensor:
     """Summed loss, or (N,) for ``reduction="none"``, in float32 or float64."""
     if (bias := request.extras.get("bias")) is not None:
-        extras = request.extras | {"bias": bias.to(request.dtype)}
-        request = Request(
-            request.device_type, request.dtype, request.reduction, request.ignore_index, extras
-        )
+        request = replace(request, extras=request.extras | {"bias": bias.to(request.dtype)})
     states, head = hidden.to(request.dtype), weight.to(request.dtype)
     with torch.autocast(request.device_type, enabled=False):
         loss = BACKENDS[name].run(states, head, labels, request)

@@ -131,6 +131,7 @@ class Numerics:
         autocast: Products convert their operands to bfloat16.
         compute: Of matrix products.
         float8: The plugin that converts layers to float8.
+        reduced: Of the gradients that DDP sums over ranks; None: as ``gradients``.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Numerics:
     autocast: bool = False
     compute: torch.dtype = torch.float32
     float8: Float8Precision | None = None
+    reduced: torch.dtype | None = None
 
     @classmethod
     def of(cls, precision: Any) -> Numerics:
@@ -151,8 +153,15 @@ class Numerics:
         """
         wide, narrow = torch.float32, torch.bfloat16
         if isinstance(precision, MasterWeightsPrecision):
-            kept = precision.mode == "master"
-            return cls(f"bf16, {precision.mode}", narrow, wide, wide, kept, compute=narrow)
+            return cls(
+                name=f"bf16, {precision.mode}",
+                weights=narrow,
+                gradients=wide,
+                states=wide,
+                masters=precision.mode == "master",
+                compute=narrow,
+                reduced=narrow,
+            )
         if isinstance(precision, Float8Precision):
             return cls("float8", wide, wide, wide, autocast=True, compute=narrow, float8=precision)
         if isinstance(precision, BF16MixedPrecision):
@@ -212,8 +221,7 @@ class Run:
     def reduce_dtype(self) -> torch.dtype:
         """Of gradients while they are summed over ranks."""
         if self.parallelism.kind != "fsdp2":
-            masters = "bf16, " in self.numerics.name
-            return torch.bfloat16 if masters else self.numerics.gradients
+            return self.numerics.reduced or self.numerics.gradients
         narrow = self.numerics.compute != torch.float32
         return self.parallelism.reduce_dtype if narrow else torch.float32
 

@@ -15,7 +15,8 @@ from lightning_llm.planning.devices import Device
 from lightning_llm.planning.run import Run
 from lightning_llm.planning.shards import Unit
 
-# Shares of the data sheet's rates.
+# Shares of the data sheet's rates. Of products: below a width, that of wider ones last.
+_PRODUCTS = ((1024, 0.62), (2048, 0.66), (math.inf, 0.70))
 _ATTENTION = 0.38  # of the products of attention, masked half left out
 _FLOAT8 = 0.60
 _BANDWIDTH = 0.90
@@ -24,6 +25,7 @@ _LINK = 0.80
 _FUSED, _EAGER = 130.0, 300.0
 _LOSS = 6.0  # per token and word of the vocabulary
 _ATTENTION_BACKWARD = 3.5 / 3  # the backward pass computes the scores again
+_HOST_LINK = 20e9  # bytes/s to the host's memory and back, its arithmetic included
 # Seconds until a collective's first byte: per halving of the ranks, and per machine on the ring.
 _LATENCY, _LATENCY_PER_NODE = 10e-6, 2e-6
 
@@ -102,7 +104,7 @@ def plan_time(
     # States are read and written, gradients read and cleared.
     optimizer = 2 * state_bytes / (device.memory_bandwidth * _BANDWIDTH)
     if run.parallelism.cpu_offload:
-        optimizer += 2 * state_bytes / 20e9  # to the host's memory and back, at its arithmetic
+        optimizer += 2 * state_bytes / _HOST_LINK
     hidden = sum(collective_seconds(c, run, device) for c in collectives if c.overlaps)
     bare = sum(collective_seconds(c, run, device) for c in collectives if not c.overlaps)
     blocks = max(1, len(units) - 1)
@@ -117,7 +119,7 @@ def plan_time(
 def _products_rate(run: Run, device: Device) -> tuple[float, float]:
     """Peak of the dtype, and the share of it that products of this width reach."""
     width = run.module.model.config.dim // run.parallelism.tensor
-    share = 0.62 if width < 1024 else 0.66 if width < 2048 else 0.70
+    share = next(share for bound, share in _PRODUCTS if width < bound)
     narrow = run.numerics.compute.itemsize < 4
     return (device.bf16_flops if narrow else device.fp32_flops), share
 
