@@ -20,6 +20,7 @@ from lightning_llm.cli.recipe_keys import (
     public_names,
     recipe_keys,
 )
+from lightning_llm.cli.shipped_recipes import shipped_close_to
 
 # What a recipe may name without being asked. A class path outside is refused before its module
 # is imported: importing runs code.
@@ -44,6 +45,8 @@ _NO_CLASS_PATH = re.compile(
     r"Dict must include a class_path and optionally init_args, but got (.+)"
 )
 _NO_SUBCLASS = re.compile(r"Not a valid subclass of ")
+_NO_FILE = re.compile(r"File does not exist: '(.+)'")
+_NO_RECIPE = re.compile(r"arguments are required: .*\b(model|data)\b")
 # Of several alternatives that failed, one of these is the one that was meant.
 _CERTAIN = (_OPTION, _GROUP, _ARGUMENT, _ATTRIBUTE, _DENIED, _NO_CLASS, _NO_SUBCLASS)
 _LONGEST_VALUE = 80
@@ -63,6 +66,11 @@ class ShortErrors:
         problem = find_problem(message)
         close = suggestion(problem, self)
         hint = f"\ndid you mean {close!r}?" if close else ""
+        if _NO_RECIPE.search(message):
+            hint = (
+                "\ngive a recipe, such as --config recipes/quickstart.yaml; "
+                "`lightning-llm recipes` lists those of the package"
+            )
         sys.stderr.write(f"{self.prog}: error: {problem}{hint}\n")
         raise SystemExit(2)
 
@@ -177,6 +185,8 @@ def suggestion(problem: Problem, parser: Any) -> str | None:
         return _closest(found[1], class_names())
     if found := _NO_CLASS_PATH.search(issue):
         return _misnamed_part(found[1])
+    if (found := _NO_FILE.search(issue)) and problem.place == ("config",):
+        return shipped_close_to(found[1])
     if _NO_SUBCLASS.search(issue):
         return _misnamed_part(issue.partition("Got value: ")[2] or problem.value)
     if key := _unknown_key(issue):

@@ -42,6 +42,14 @@ def _found(given: str) -> str:
     return str(shipped)
 
 
+def shipped_close_to(path: str) -> str | None:
+    """Return the ``recipes/NAME.yaml`` that a path which leads nowhere may have meant."""
+    name = Path(path).name.removesuffix(".yaml")
+    by_end = {known.rpartition("/")[2]: known for known in shipped_recipes()}
+    close = get_close_matches(name, by_end, n=1, cutoff=0.75)
+    return f"{_PREFIX}/{by_end[close[0]]}.yaml" if close else None
+
+
 def run_recipes(arguments: Sequence[str]) -> int:
     """List the recipes, or write those named to standard output."""
     import argparse

@@ -52,6 +52,28 @@ def test_a_shipped_recipe_is_found_where_there_is_none(
     assert use_shipped(own) == own
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("quickstart.yaml", "did you mean 'recipes/quickstart.yaml'?"),
+        ("recipes/gpt2_124.yaml", "did you mean 'recipes/pretrain/gpt2_124m.yaml'?"),
+        ("lora", "did you mean 'recipes/finetune/lora.yaml'?"),
+        ("mine.yaml", "mine.yaml'\n"),
+        (None, "give a recipe, such as --config recipes/quickstart.yaml"),
+    ],
+)
+def test_a_recipe_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, given: str | None, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *([] if given is None else ["--config", given])])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert hint in error
+    assert error.count("\n") <= 2
+
+
 def test_an_overlay_of_the_package_works_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
