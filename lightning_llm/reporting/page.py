@@ -61,6 +61,8 @@ def render_report(runs: Sequence[Run]) -> str:
 
 def _ending(run: Run) -> str:
     """What the reader of a run that failed looks for first."""
+    if run.is_open:
+        return ' · <span class="interrupted">no end recorded: it runs still, or was killed</span>'
     if run.ending is None:
         return ""
     return f' · <span class="{run.ending.state}">{escape(run.ending.sentence)}</span>'

@@ -36,6 +36,7 @@ class Run:
         texts: Title -> text of the files that describe the run.
         problems: A sentence for each row or file that could not be read.
         ending: How the run ended; None where nothing was recorded.
+        is_open: `RunReport` recorded a start and no end: the run goes on, or was killed.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Run:
     texts: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     ending: Ending | None = None
+    is_open: bool = False
 
     def over_steps(self, column: str) -> Points:
         """A column over optimizer steps."""
@@ -91,6 +93,8 @@ def read_run(directory: Path) -> Run:
         path = directory / file
         if path.is_file():
             run.texts[title] = path.read_text(encoding="utf-8", errors="replace").strip()
+    begun, ended = (directory / "environment.json").is_file(), (directory / ENDING_FILE).is_file()
+    run.is_open = begun and not ended
     return run
 
 

@@ -174,6 +174,14 @@ def test_long_messages_and_broken_records(tmp_path: Path) -> None:
     assert page.count("&lt;script&gt;") == 2
 
 
+def test_a_killed_run_has_no_end(tmp_path: Path) -> None:
+    fit(tmp_path, Stops())
+    (tmp_path / "version_0" / "ending.json").unlink()
+    assert "no end recorded" in render_report([read_run(tmp_path / "version_0")])
+    (tmp_path / "version_0" / "environment.json").unlink()  # of a run without RunReport
+    assert "no end recorded" not in render_report([read_run(tmp_path / "version_0")])
+
+
 def test_what_is_no_text_is_shown_all_the_same(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"run\xff")
     try:
