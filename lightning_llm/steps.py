@@ -353,11 +353,3 @@ class TokenLossModule(L.LightningModule):
         if alike == 1:
             return value
         return value / alike if value.is_floating_point() else value // alike
-
-    @override
-    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
-        """Step by optimizer steps; plateau schedules get their metric."""
-        if metric is None:
-            scheduler.step()
-        else:
-            scheduler.step(metric)
