@@ -1,7 +1,7 @@
 """The ``lightning-llm`` command: one word for what to do, then its options.
 
-``fit``, ``validate``, ``test``, ``predict`` and ``prepare`` take a recipe; ``generate`` and
-``export`` take a checkpoint.
+``fit``, ``validate``, ``test``, ``predict``, ``prepare``, ``plan`` and ``doctor`` take a recipe;
+``generate`` and ``export`` take a checkpoint, ``report`` the folders of runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-TRAINING_COMMANDS = {
+RECIPE_COMMANDS = {
     "fit": "train the recipe's model on the recipe's data",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test files",
@@ -21,7 +21,7 @@ TRAINING_COMMANDS = {
     "plan": "say what the recipe will need in memory, time and traffic; trains nothing",
     "doctor": "run a few steps of the recipe and report what slows them down or is wrong",
 }
-CHECKPOINT_COMMANDS = {
+RUN_COMMANDS = {
     "report": "draw a page of pictures from the logs of one or several runs",
     "generate": "continue prompts with a trained model",
     "export": "write a checkpoint in the Hugging Face layout",
@@ -30,7 +30,7 @@ OTHER_COMMANDS = {
     "recipes": "list the recipes that come with the package, or write one to standard output",
     "completion": "write a script that completes commands and keys in bash or zsh",
 }
-COMMANDS = {**TRAINING_COMMANDS, **CHECKPOINT_COMMANDS, **OTHER_COMMANDS}
+COMMANDS = {**RECIPE_COMMANDS, **RUN_COMMANDS, **OTHER_COMMANDS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def _run(command: str, rest: list[str]) -> int:
         from lightning_llm.cli.plan import run_plan
 
         return run_plan(rest)
-    if command in TRAINING_COMMANDS:
+    if command in RECIPE_COMMANDS:
         from lightning_llm.cli.training import run_training
 
         return run_training(command, rest)

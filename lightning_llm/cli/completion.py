@@ -53,13 +53,13 @@ def run_completion(arguments: Sequence[str]) -> int:
 
 def completion_script(shell: str) -> str:
     """Return the script for ``bash`` or ``zsh``."""
-    from lightning_llm.cli import COMMANDS, TRAINING_COMMANDS
+    from lightning_llm.cli import COMMANDS, RECIPE_COMMANDS
 
     options = []
     values = {"recipes": list(shipped_recipes()), "completion": list(_SHELLS)}
     for command, parser in _parsers():
         flags = {flag for action in parser._actions for flag in action.option_strings}
-        if command in TRAINING_COMMANDS:
+        if command in RECIPE_COMMANDS:
             flags |= {f"--{key}" for key in recipe_keys(parser)}
         options.append(f"      {command}\\ -*) choices={_quoted(sorted(flags))} ;;")
         for action in parser._actions:
@@ -76,13 +76,13 @@ def completion_script(shell: str) -> str:
 
 def _parsers() -> Iterator[tuple[str, Any]]:
     """Yield each command with its parser."""
-    from lightning_llm.cli import TRAINING_COMMANDS
+    from lightning_llm.cli import RECIPE_COMMANDS
     from lightning_llm.cli.export import export_parser
     from lightning_llm.cli.generate import generate_parser
     from lightning_llm.cli.report import report_parser
     from lightning_llm.cli.training import recipe_parser
 
-    for command in TRAINING_COMMANDS:
+    for command in RECIPE_COMMANDS:
         yield command, recipe_parser(command)
     yield "generate", generate_parser()
     yield "export", export_parser()

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ParallelStrategy
 
 import lightning_llm.strategies  # noqa: F401  # makes `strategy: fsdp2` known
-from lightning_llm.cli import TRAINING_COMMANDS
+from lightning_llm.cli import RECIPE_COMMANDS
 from lightning_llm.cli.parse_errors import check_strategy
 from lightning_llm.cli.recipe import (
     RecipeParser,
@@ -105,7 +105,7 @@ class RecipeCLI(LightningCLI):
             parser_kwargs={
                 "parser_mode": "omegaconf+",
                 "prog": f"lightning-llm {command}",
-                "description": f"lightning-llm {command}: {TRAINING_COMMANDS[command]}. "
+                "description": f"lightning-llm {command}: {RECIPE_COMMANDS[command]}. "
                 "Keys of the usual model and data: --model.help lightning_llm.CausalLM, "
                 "--data.help lightning_llm.TextDataModule. "
                 "--allow_import PACKAGE lets a recipe name classes of your own package. Recipes: "
