@@ -35,6 +35,8 @@ _OPTIONAL = {
         "truncate",
     ),
 }
+# Every key of each kind besides ``rope_type``.
+KEYS = {kind: (*keys, *_OPTIONAL.get(kind, ())) for kind, keys in _REQUIRED.items()}
 
 
 def rope_scaling_problems(scaling: dict[str, Any]) -> Iterator[str]:
@@ -43,7 +45,7 @@ def rope_scaling_problems(scaling: dict[str, Any]) -> Iterator[str]:
     if kind not in _REQUIRED:
         yield f"rope_scaling['rope_type']={kind!r} is unknown; use one of {', '.join(_REQUIRED)}"
         return
-    known = [*_REQUIRED[kind], *_OPTIONAL.get(kind, ())]
+    known = KEYS[kind]
     for key in _REQUIRED[kind]:
         if key not in scaling:
             yield f"rope_scaling of type {kind!r} lacks {key!r}; it takes {', '.join(known)}"

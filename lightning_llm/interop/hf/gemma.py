@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_llm.interop.hf.decoder_tensors import decoder_tensors
 from lightning_llm.interop.hf.family import expect
-from lightning_llm.interop.hf.layer_kinds import windows_from_hf, windows_to_hf
+from lightning_llm.interop.hf.layer_kinds import layered_windows_to_hf, windows_from_hf
 from lightning_llm.interop.hf.layout import one_less
 from lightning_llm.interop.hf.llama import (
     ACTIVATIONS,
@@ -23,6 +23,7 @@ from lightning_llm.interop.hf.llama import (
     SHARED_REQUIREMENTS,
     activation_from_hf,
     equal_biases,
+    llama_to_hf,
 )
 from lightning_llm.interop.hf.rope import (
     layered_rope_from_hf,
@@ -38,14 +39,6 @@ _SANDWICH = {
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_post_norm": "post_feedforward_layernorm",
 }
-
-
-def _to_gemma(config: TransformerConfig) -> dict[str, Any]:
-    return {
-        "head_dim": config.head_dim,
-        "hidden_act": ACTIVATIONS[config.mlp],
-        **rope_to_hf(config),
-    }
 
 
 def _from_gemma(hf: dict[str, Any]) -> dict[str, Any]:
@@ -64,14 +57,11 @@ def _common_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
 def _to_layered(config: TransformerConfig) -> dict[str, Any]:
     assert config.head_dim is not None
     scale = config.attention_scale
-    windows = windows_to_hf(config)
-    # transformers builds the mask of a window even if no layer has one.
-    windows["sliding_window"] = config.sliding_window or config.max_seq_len
     return {
         "head_dim": config.head_dim,
         "hidden_activation": ACTIVATIONS[config.mlp],
         "query_pre_attn_scalar": config.head_dim if scale is None else round(scale**-2),
-        **windows,
+        **layered_windows_to_hf(config),
     }
 
 
@@ -128,7 +118,7 @@ GEMMA = replace(
     requires={**_REQUIREMENTS, "sliding_window": (None,)},
     fields={**SHARED_FIELDS, "attention_bias": "attention_bias"},
     converts=LLAMA.converts | {"embedding_scale"},
-    to_hf=_to_gemma,
+    to_hf=llama_to_hf,
     from_hf=_from_gemma,
     tensors=partial(decoder_tensors, norm=one_less),
     limits=_limits,

@@ -20,6 +20,12 @@ def windows_to_hf(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
+def layered_windows_to_hf(config: TransformerConfig) -> dict[str, Any]:
+    """The same for architectures that build the mask of a window even if no layer has one."""
+    window = config.sliding_window or config.max_seq_len
+    return {**windows_to_hf(config), "sliding_window": window}
+
+
 def windows_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     """Inverse of :func:`windows_to_hf`; no window is left if no layer has one.
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from lightning_llm.interop.hf.decoder_tensors import decoder_tensors
-from lightning_llm.interop.hf.layer_kinds import windows_from_hf, windows_to_hf
+from lightning_llm.interop.hf.layer_kinds import layered_windows_to_hf, windows_from_hf
 from lightning_llm.interop.hf.llama import (
     ACTIVATIONS,
     DENSE,
@@ -54,11 +54,8 @@ def _common_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_olmo3(config: TransformerConfig) -> dict[str, Any]:
-    windows = windows_to_hf(config)
-    # transformers builds the mask of a window even if no layer has one.
-    windows["sliding_window"] = config.sliding_window or config.max_seq_len
     act = {"hidden_act": ACTIVATIONS[config.mlp]}
-    return {**act, **windows, **layered_rope_to_hf(config)}
+    return {**act, **layered_windows_to_hf(config), **layered_rope_to_hf(config)}
 
 
 def _from_olmo3(hf: dict[str, Any]) -> dict[str, Any]:

@@ -6,28 +6,7 @@ from typing import Any
 
 from lightning_llm.interop.hf.family import WAY_OUT
 from lightning_llm.models import TransformerConfig
-
-# Per kind of scaling, the keys that transformers reads; others in a file have no effect there.
-_KEYS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ),
-    "yarn": (
-        "factor",
-        "original_max_position_embeddings",
-        "attention_factor",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
-    ),
-}
+from lightning_llm.models.rope_scaling import KEYS
 
 
 def rope_to_hf(config: TransformerConfig) -> dict[str, Any]:
@@ -47,12 +26,13 @@ def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
 
 def _read(hf: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
     kind = parameters["rope_type"]
-    if kind not in _KEYS:
+    if kind not in KEYS:
         raise ValueError(
             f"config.json: rope_type={kind!r} of model_type={hf.get('model_type')!r} has no "
-            f"counterpart here; supported: {', '.join(_KEYS)}. {WAY_OUT}"
+            f"counterpart here; supported: {', '.join(KEYS)}. {WAY_OUT}"
         )
-    scaling = {key: parameters[key] for key in _KEYS[kind] if parameters.get(key) is not None}
+    # Other keys in a file have no effect in transformers.
+    scaling = {key: parameters[key] for key in KEYS[kind] if parameters.get(key) is not None}
     return {
         "rope_theta": float(parameters["rope_theta"]),
         "rope_scaling": None if kind == "default" else {"rope_type": kind, **scaling},
