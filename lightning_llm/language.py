@@ -99,6 +99,11 @@ class LanguageModule(TokenLossModule):
 
     # ------------------------------------------------------------------ loss and optimizer
 
+    def loss_hyperparameters(self) -> dict[str, Any]:
+        """Return the arguments about length and loss as plain data, for ``hparams``."""
+        names = ("max_tokens", "label_smoothing", "z_loss", "loss_chunk_size", "loss_backend")
+        return {name: getattr(self, name) for name in names}
+
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return ``(nll_sum, num_tokens)``, two scalars on the device.
 

@@ -96,7 +96,7 @@ class HFCausalLM(LanguageModule):
             network = _pretrained_network(name_or_path, dtype, revision)
             self.tokenizer = _tokenizer_of(name_or_path, revision)
             folder = Path(name_or_path)
-            name = str(folder.resolve()) if folder.is_dir() else str(name_or_path)
+            name = str(folder.resolve() if folder.is_dir() else name_or_path)
             self._base = {"name_or_path": name, "revision": revision, "dtype": dtype}
         network.train()
         self.model = network if peft is None else with_adapters(network, peft)
@@ -109,11 +109,7 @@ class HFCausalLM(LanguageModule):
             {
                 "name_or_path": self._base["name_or_path"] if self._base else self._config_dict(),
                 "peft": adapter_config(self.model) if self._has_adapters else None,
-                "max_tokens": max_tokens,
-                "label_smoothing": label_smoothing,
-                "z_loss": z_loss,
-                "loss_chunk_size": loss_chunk_size,
-                "loss_backend": loss_backend,
+                **self.loss_hyperparameters(),
                 "dtype": dtype,
                 "revision": revision,
             }
