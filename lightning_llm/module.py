@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_llm.language import LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
 from lightning_llm.models import Transformer, TransformerConfig
-from lightning_llm.models.drawn_later import building
+from lightning_llm.models.drawn_later import building, leave_to_first_rank, left_to_first_rank
 from lightning_llm.steps import documents_of
 
 
@@ -162,12 +162,16 @@ class CausalLM(LanguageModule):
         from lightning_llm.interop.hf import load_pretrained
 
         options.pop("vocab_size", None)
-        model, tokenizer = load_pretrained(path_or_name, dtype=dtype)
+        # Under a strategy that hands out the first rank's weights, the others need none.
+        left = dtype is not None and left_to_first_rank(cls, of=CausalLM)
+        model, tokenizer = load_pretrained(path_or_name, dtype=dtype, weights=not left)
         # The constructor's own network would only be thrown away: build it without memory.
         with torch.device("meta"):
             module = cls(model.config, **options)
         module.model = model
         module.tokenizer = tokenizer
+        if left:
+            leave_to_first_rank(module)
         return module
 
     def save_pretrained(self, directory: str | Path) -> None:

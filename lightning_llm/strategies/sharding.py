@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from lightning_llm.models.drawn_later import given_by_first_rank
+
 # Modules whose weights are whole at the moment.
 _whole: WeakSet[nn.Module] = WeakSet()
 
@@ -30,8 +32,8 @@ def shard(
 
     The weights are those of the first rank, whatever the others drew. Weights on the meta device
     are drawn here, on the host, in the order of ``modules()``: the order in which the module's
-    construction would have drawn them. On the way one block at a time is whole, and what belongs
-    to no block.
+    construction would have drawn them; nothing is, where the first rank read pretrained ones. On
+    the way one block at a time is whole, and what belongs to no block.
 
     Args:
         module: The root; its state-dict keys do not change.
@@ -48,12 +50,13 @@ def shard(
     inside = set(blocks)
     drawn: dict[int, tuple[Tensor, Tensor]] = {}
     seen: set[nn.Module] = set()
+    given = given_by_first_rank(module)
 
     def visit(part: nn.Module) -> None:
         if part in seen:
             return
         seen.add(part)
-        _materialise(part, drawn)
+        _materialise(part, drawn, draws=not given)
         for child in part.children():
             visit(child)
         if part in inside:
@@ -146,8 +149,8 @@ def gathered(value: Any, *, keep: bool) -> Any:
     return value.cpu() if keep else None
 
 
-def _materialise(part: nn.Module, drawn: dict[int, tuple[Tensor, Tensor]]) -> None:
-    """Give the part's own weights memory and values; those it shares are drawn once."""
+def _materialise(part: nn.Module, drawn: dict[int, tuple[Tensor, Tensor]], *, draws: bool) -> None:
+    """Give the part's own weights memory, and values if it ``draws``; shared ones get one."""
     stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
     on_meta = [
         (store, name, value)
@@ -158,7 +161,7 @@ def _materialise(part: nn.Module, drawn: dict[int, tuple[Tensor, Tensor]]) -> No
     if not on_meta:
         return
     draw = getattr(part, "reset_parameters", None)
-    if not callable(draw):
+    if draws and not callable(draw):
         raise ValueError(
             f"{type(part).__name__} has {[name for _, name, _ in on_meta]} on the meta device and "
             f"no reset_parameters() to draw them: give it one, or build the module on the CPU"
@@ -172,7 +175,7 @@ def _materialise(part: nn.Module, drawn: dict[int, tuple[Tensor, Tensor]]) -> No
             drawn[id(value)] = value, memory  # the first keeps the identity from being reused
             fresh = True
         store[name] = drawn[id(value)][1]
-    if fresh:
+    if fresh and draws and draw is not None:
         draw()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from lightning.pytorch import Callback
 from strategy_models import LENGTH
 from transformers import AutoModelForCausalLM
 
-from lightning_llm import HFCausalLM
+from lightning_llm import CausalLM, HFCausalLM
 from lightning_llm.cli import main
+from lightning_llm.models.drawn_later import weights_drawn_later
 from lightning_llm.strategies import FSDP2Strategy
 
 pytest.importorskip("peft")
@@ -61,8 +63,22 @@ def runs(directory: Path, strategy: Any = None, where: str = "one") -> dict[str,
     return found
 
 
+def pretrained(directory: Path) -> CausalLM:
+    with weights_drawn_later():
+        lm = CausalLM.from_pretrained(
+            directory / BASE, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05)
+        )
+    rank = int(os.environ.get("RANK", "0"))
+    assert all(weight.is_meta == (rank > 0) for weight in lm.parameters())
+    return lm
+
+
 def on_two_ranks(directory: Path) -> dict[str, Any]:
-    return runs(directory, partial(FSDP2Strategy, save_distributed_checkpoint=True), "two")
+    found = runs(directory, FSDP2Strategy, "two")
+    found["ours"] = fit(
+        partial(pretrained, directory), max_steps=4, strategy=FSDP2Strategy(), devices=2
+    )
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +108,15 @@ def test_ranks_learn_what_one_process_learns(both: Any, folder: Path, kind: str)
         torch.testing.assert_close(exports[1].state_dict()[name], weight, rtol=0, atol=1e-6)
         moved += not torch.equal(weight, before[name])
     assert moved == (len(before) if kind == "all" else 4)
+
+
+def test_the_first_rank_alone_reads_our_models(both: Any, folder: Path) -> None:
+    one = fit(partial(pretrained, folder), max_steps=4)
+    stored = CausalLM.from_pretrained(folder / BASE).state_dict()
+    for rank in both[1]:
+        for name, weight in one["weights"].items():
+            assert torch.equal(rank["ours"]["start"]["weights"][name], stored[name])
+            torch.testing.assert_close(rank["ours"]["weights"][name], weight, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", PEFT)

@@ -32,6 +32,7 @@ def load_pretrained(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    weights: bool = True,
     **overrides: Any,
 ) -> Pretrained:
     """Load weights, configuration and tokenizer from a folder or from the Hugging Face hub.
@@ -43,6 +44,7 @@ def load_pretrained(
         path_or_name: Folder with ``config.json`` and safetensors (sharded or not), or a hub name.
         dtype: Of the weights in memory; ``None`` keeps the stored one.
         device: Where to put them.
+        weights: False for a model on the meta device; of the weights only the names are read.
         **overrides: Fields of :class:`TransformerConfig` to change, such as ``dropout``; they must
             not change the shape of a weight.
 
@@ -56,12 +58,14 @@ def load_pretrained(
     folder = _find(path_or_name)
     hf_config = _read_json(folder / "config.json")
     stored = from_hf_config(hf_config)
-    weights = SafetensorsFolder(folder)
+    tensors = SafetensorsFolder(folder)
     model = _meta_model(replace(stored, **overrides))
     if overrides:
         _check_overrides(model, _meta_model(stored), overrides)
+    if not weights:
+        return Pretrained(model.to(dtype), _load_tokenizer(folder))
     place: dict[str, Tensor] = {}
-    for name, tensor in iterate_from_hf(hf_config, weights):
+    for name, tensor in iterate_from_hf(hf_config, tensors):
         if not place:  # the first row of a table is the embedding: its dtype is the model's
             model.to(dtype or tensor.dtype).to_empty(device=device)
             place = model.state_dict()
