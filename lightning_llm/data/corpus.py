@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from lightning_llm.data.dataset_split import DatasetSplit
 from lightning_llm.data.sources import (
     DecodeErrors,
     Document,
@@ -63,24 +64,14 @@ class FileCorpus:
 
 
 @dataclass(frozen=True)
-class DatasetCorpus:
-    """The rows of one split of a Hugging Face dataset.
+class DatasetCorpus(DatasetSplit):
+    """The rows of one split of a Hugging Face dataset, each a document.
 
     Attributes:
-        path: Local folder or name on the hub.
-        name: Configuration of the dataset.
-        split: Such as ``train``.
-        revision: Branch, tag or commit on the hub.
-        streaming: Read the rows over the network instead of downloading the files first.
         text_field: Column of the text.
         max_documents: Stop after this many.
     """
 
-    path: str
-    name: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    streaming: bool = False
     text_field: str = "text"
     max_documents: int | None = None
 
@@ -90,10 +81,7 @@ class DatasetCorpus:
 
         return read_dataset(
             self.path,
-            name=self.name,
-            split=self.split,
-            revision=self.revision,
-            streaming=self.streaming,
+            **self.where(),
             text_field=self.text_field,
             max_documents=self.max_documents,
             stats=stats,
@@ -101,15 +89,7 @@ class DatasetCorpus:
 
     def fingerprint(self) -> str:
         """Return a hash of the split, as far as its content can be known."""
-        from lightning_llm.interop.hf.datasets import split_fingerprint
-
-        return split_fingerprint(
-            self.path,
-            name=self.name,
-            split=self.split,
-            revision=self.revision,
-            streaming=self.streaming,
-        )
+        return self.content_fingerprint()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lightning_llm.data.cache import content_hash, remembered_fingerprint
+from lightning_llm.data.dataset_split import DatasetSplit
 from lightning_llm.data.readers_base import invalid_utf8, open_bytes, strip_bom
 from lightning_llm.data.readers_rows import parse_line, raw_lines, seekable
 from lightning_llm.data.sources import JSON_LINES, fingerprint_files, layout_of
@@ -122,46 +123,18 @@ class AlignedRows:
 
 
 @dataclass(frozen=True)
-class DatasetRows:
-    """The rows of one split of a Hugging Face dataset.
-
-    Attributes:
-        path: Local folder or name on the hub.
-        name: Configuration of the dataset.
-        split: Such as ``train``.
-        revision: Branch, tag or commit on the hub.
-        streaming: Read the rows over the network instead of downloading the files first.
-    """
-
-    path: str
-    name: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    streaming: bool = False
+class DatasetRows(DatasetSplit):
+    """The rows of one split of a Hugging Face dataset."""
 
     def rows(self) -> Iterator[Row]:
         """Yield all columns of each row."""
         from lightning_llm.interop.hf.datasets import read_rows
 
-        return read_rows(
-            self.path,
-            name=self.name,
-            split=self.split,
-            revision=self.revision,
-            streaming=self.streaming,
-        )
+        return read_rows(self.path, **self.where())
 
     def fingerprint(self, root: Path) -> str:
         """Return a hash of the split, as far as its content can be known."""
-        from lightning_llm.interop.hf.datasets import split_fingerprint
-
-        return split_fingerprint(
-            self.path,
-            name=self.name,
-            split=self.split,
-            revision=self.revision,
-            streaming=self.streaming,
-        )
+        return self.content_fingerprint()
 
 
 @dataclass(frozen=True)
