@@ -1,4 +1,4 @@
-"""What is wrong with arguments that several datamodules have."""
+"""The arguments of datamodules by name, and what is wrong with those that several have."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from lightning_llm.data.packing import Packing
+
+
+def constructor_arguments(scope: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor, given its ``locals()`` before there are other names."""
+    return {name: value for name, value in scope.items() if name not in ("self", "__class__")}
+
+
+def fraction_problems(arguments: Mapping[str, Any]) -> list[str]:
+    """What is wrong with ``val_fraction``."""
+    fraction = arguments["val_fraction"]
+    if 0.0 <= fraction < 1.0:
+        return []
+    return [f"val_fraction={fraction} must be at least 0 and below 1"]
 
 
 def packing_problems(arguments: Mapping[str, Any]) -> list[str]:

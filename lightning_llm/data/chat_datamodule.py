@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_llm.data.argument_problems import constructor_arguments
 from lightning_llm.data.chat_examples import TURN_END, TURN_START, ChatTask, uses_chatml
 from lightning_llm.data.example_arguments import (
     ExamplePacking,
@@ -108,7 +109,7 @@ class ChatDataModule(ExampleDataModule):
         strict_resume: bool = True,
         cache_dir: str | Path | None = None,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        arguments = constructor_arguments(locals())
         check_examples(type(self).__name__, arguments)
         super().__init__(arguments, row_sources(arguments), ChatTask(messages_field, chat_template))
 

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_llm.data.argument_problems import choice_problems, size_problems
+from lightning_llm.data.argument_problems import (
+    choice_problems,
+    fraction_problems,
+    size_problems,
+)
 from lightning_llm.data.corpus import Part
 from lightning_llm.data.packed_examples import TooLong
 from lightning_llm.data.rows import AlignedRows, DatasetRows, FileRows, FirstRows, RowSource
@@ -40,8 +44,7 @@ def check_examples(owner: str, arguments: Mapping[str, Any], problems: Sequence[
     found = [*_source_problems(arguments), *problems]
     found += choice_problems(arguments, "packing", ExamplePacking)
     found += choice_problems(arguments, "too_long", TooLong)
-    if not 0.0 <= arguments["val_fraction"] < 1.0:
-        found.append(f"val_fraction={arguments['val_fraction']} must be at least 0 and below 1")
+    found += fraction_problems(arguments)
     found += size_problems(arguments, _AT_LEAST)
     if found:
         raise ValueError(f"{owner}: " + "; ".join(found))

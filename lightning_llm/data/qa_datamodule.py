@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_llm.data.argument_problems import constructor_arguments
 from lightning_llm.data.example_arguments import (
     ExamplePacking,
     check_examples,
@@ -103,7 +104,7 @@ class QADataModule(ExampleDataModule):
         strict_resume: bool = True,
         cache_dir: str | Path | None = None,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        arguments = constructor_arguments(locals())
         problems = template_problems(template, ["context", "question"])
         check_examples(type(self).__name__, arguments, problems)
         super().__init__(

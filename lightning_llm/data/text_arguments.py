@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_llm.data.argument_problems import (
     choice_problems,
+    fraction_problems,
     packing_problems,
     size_problems,
 )
@@ -33,8 +34,7 @@ def check(arguments: Mapping[str, Any]) -> None:
     """
     problems = _source_problems(SimpleNamespace(**arguments))
     problems += packing_problems(arguments) + choice_problems(arguments, "errors", DecodeErrors)
-    if not 0.0 <= arguments["val_fraction"] < 1.0:
-        problems.append(f"val_fraction={arguments['val_fraction']} must be at least 0 and below 1")
+    problems += fraction_problems(arguments)
     for name in ("fim_rate", "fim_spm_rate"):
         if not 0.0 <= arguments[name] <= 1.0:
             problems.append(f"{name}={arguments[name]} must be between 0 and 1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_llm.data.argument_problems import constructor_arguments
 from lightning_llm.data.corpus import Part
 from lightning_llm.data.fill_in_the_middle import FillInTheMiddle
 from lightning_llm.data.packing import ConcatWindows, PackedDocuments, Packing, pack
@@ -114,7 +115,7 @@ class TextDataModule(PreparedDataModule):
         strict_resume: bool = True,
         cache_dir: str | Path | None = None,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        arguments = constructor_arguments(locals())
         check(arguments)
         given = corpora(arguments)
         prepared = PreparedText(

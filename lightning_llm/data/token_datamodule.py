@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from lightning_llm.data.argument_problems import packing_problems, size_problems
+from lightning_llm.data.argument_problems import (
+    constructor_arguments,
+    packing_problems,
+    size_problems,
+)
 from lightning_llm.data.corpus import Part
 from lightning_llm.data.packing import ConcatWindows, PackedDocuments, Packing, pack
 from lightning_llm.data.prepared_datamodule import PreparedDataModule
@@ -95,7 +99,7 @@ class TokenDataModule(PreparedDataModule):
         strict_resume: bool = True,
         cache_dir: str | Path | None = None,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        arguments = constructor_arguments(locals())
         _check(arguments)
         given = {part: arguments[f"{part}_store"] for part in _PARTS}
         stored = StoredTokens(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_llm.data.argument_problems import constructor_arguments
 from lightning_llm.data.example_arguments import (
     ExamplePacking,
     check_examples,
@@ -122,7 +123,7 @@ class TranslationDataModule(ExampleDataModule):
         strict_resume: bool = True,
         cache_dir: str | Path | None = None,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        arguments = constructor_arguments(locals())
         problems = template_problems(template, ["source"])
         if empty not in ("error", "skip"):
             problems.append(f"empty={empty!r} must be one of error, skip")
