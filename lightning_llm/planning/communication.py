@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torch.distributed.tensor import _redistribute
+
 from lightning_llm.planning.collectives import Collective
 from lightning_llm.planning.run import Run
 from lightning_llm.planning.shards import Unit
 from lightning_llm.planning.split_layers import plan_split_layers
+
+# Older versions of torch sum over the shards first, then over the ranks that share layers.
+_SUMS_OVER_TWO_AT_ONCE = hasattr(_redistribute, "_get_flattened_mesh_by_layout")
 
 
 def plan_communication(run: Run, units: list[Unit], optimizer: Any) -> list[Collective]:
@@ -87,10 +92,12 @@ def _matrices(run: Run, units: list[Unit], optimizer: Any) -> list[Collective]:
 
 
 def _norm(run: Run, units: list[Unit]) -> list[Collective]:
-    """The gradient norm: one float32 number for each weight over the shards, then the others."""
+    """The gradient norm: one float32 number for each weight, over all that hold parts of it."""
     trainable = {name for name, p in run.module.named_parameters() if p.requires_grad}
     size = 4 * sum(w.name in trainable for unit in units for w in unit.weights)
     over = {"shards": run.parallelism.shards, "tensor": run.parallelism.tensor}
+    if min(over.values()) > 1 and _SUMS_OVER_TWO_AT_ONCE:
+        over = {"copy": over["shards"] * over["tensor"]}
     return [
         Collective("all_reduce", name, ranks, 1, size, overlaps=False)
         for name, ranks in over.items()

@@ -159,6 +159,9 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
                 (copies, size, split),
                 mesh_dim_names=("replicate", "data_parallel", "tensor_parallel"),
             )
+            if size > 1 and split > 1:
+                # torch sums over both at once, the norm of gradients say, where it finds this.
+                self._device_mesh["data_parallel", "tensor_parallel"]._flatten()
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._device_mesh
 

@@ -77,7 +77,8 @@ def kept_by_split(name: str, mode: Any, mixed: bool) -> int:
     for part in [*find_blocks(module), module]:
         split.split(part)
     FSDP2Strategy(activation_checkpointing=mode).blocks.apply(module, inside_hooks=True)
-    return kept_by_forward(module, mixed)
+    # What a thread of gloo is the last to let go of is not seen to be given back.
+    return min(kept_by_forward(module, mixed) for _ in range(10))
 
 
 def run_of(name: str, strategy: FSDP2Strategy | SingleDeviceStrategy, mixed: bool) -> Run:
