@@ -64,13 +64,17 @@ class SampleText(Callback):
             "top_p": top_p,
             "seed": seed,
         }
-        self._validations = 0
+        self._validations = 0  # of this fit
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage not in ("fit", "validate"):
             return
         check_can_generate(pl_module, self.generate_fn, "SampleText")
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validations = 0
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

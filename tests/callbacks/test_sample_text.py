@@ -73,6 +73,13 @@ def test_a_run_without_validation_is_sampled_at_its_end() -> None:
     assert len(module.calls) == 1
 
 
+def test_so_is_a_run_after_one_that_was_validated() -> None:
+    module, sampler = Writer(), SampleText(PROMPTS)
+    fit(module, sampler)
+    fit(module, sampler, validation=False)
+    assert len(module.calls) == 2
+
+
 def test_a_module_is_given_the_options_it_takes() -> None:
     class Few(Bigram):
         def generate(self, prompts: list[str], top_k: int = 0) -> list[str]:
