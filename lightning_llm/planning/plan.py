@@ -149,15 +149,17 @@ def make_plan(run: Run, device: Device) -> Plan:
     if plan.fits:
         return plan
     changed = plan
-    words: list[str] = []
-    for word, changed_run in _remedies(run, device):
+    words: dict[str, str] = {}
+    tried: dict[str, str] = {}
+    for subject, word, changed_run in _remedies(run, device):
+        tried.pop(subject, None)  # at its place in the order, in place of what it had before
+        tried[subject] = word
         better = _plan(changed_run, device)
-        if better.memory.total >= changed.memory.total:
-            continue
-        changed, words = better, [*words, word]
+        if better.memory.total < changed.memory.total:
+            changed, words = better, dict(tried)
         if better.fits:
             break
-    return replace(plan, changes=tuple(words), changed_total=changed.memory.total)
+    return replace(plan, changes=tuple(words.values()), changed_total=changed.memory.total)
 
 
 def _plan(run: Run, device: Device) -> Plan:
@@ -177,53 +179,62 @@ def _plan(run: Run, device: Device) -> Plan:
     )
 
 
-def _remedies(run: Run, device: Device) -> Iterator[tuple[str, Run]]:
-    """Changes that save memory, each on top of those before, the cheapest first."""
+def _remedies(run: Run, device: Device) -> Iterator[tuple[str, str, Run]]:
+    """Changes that save memory, each on top of those before, the cheapest first.
+
+    Yields what is changed, of which the last change counts, how it is told, and the changed run.
+    """
     parallel = run.parallelism
     if parallel.kind != "fsdp2" and run.world_size > 1:
         parallel = replace(parallel, kind="fsdp2", shards=run.world_size, replicas=1)
         run = replace(run, parallelism=parallel)
-        yield "shard the model: --config recipes/hardware/fsdp2.yaml", run
+        yield "strategy", "shard the model: --config recipes/hardware/fsdp2.yaml", run
     waits = run.accumulate_grad_batches > 1 and not parallel.reduce_every_micro_batch
     if parallel.kind == "fsdp2" and waits:
         parallel = replace(parallel, reduce_every_micro_batch=True)
         run = replace(run, parallelism=parallel)
-        yield "strategy reduce_every_micro_batch: true", run
+        yield "reduction", "strategy reduce_every_micro_batch: true", run
     for mode in ("selective", "full"):
         if parallel.activation_checkpointing in (mode, "full"):
             continue
         parallel = replace(parallel, activation_checkpointing=mode)
         run = replace(run, parallelism=parallel)
-        yield f"strategy activation_checkpointing: {mode}", run
+        yield "checkpointing", f"strategy activation_checkpointing: {mode}", run
     while run.micro_batch_size > 1:
         size = run.micro_batch_size // 2
         more = run.accumulate_grad_batches * run.micro_batch_size // size
         run = replace(run, micro_batch_size=size, accumulate_grad_batches=more)
-        yield f"micro_batch_size: {size} with accumulate_grad_batches: {more}", run
+        words = f"micro_batch_size: {size} with accumulate_grad_batches: {more}"
+        yield "micro-batch", words, run
         if parallel.kind == "fsdp2" and not parallel.reduce_every_micro_batch:
             parallel = replace(parallel, reduce_every_micro_batch=True)
             run = replace(run, parallelism=parallel)
-            yield "strategy reduce_every_micro_batch: true", run
+            yield "reduction", "strategy reduce_every_micro_batch: true", run
     if parallel.replicas > 1 and parallel.kind == "fsdp2":
         parallel = replace(parallel, shards=run.data_ranks, replicas=1)
         run = replace(run, parallelism=parallel)
-        yield "strategy replicate_size: 1", run
+        yield "replicas", "strategy replicate_size: 1", run
     for split in _split_further(run, device):
         run, parallel = split, split.parallelism
-        yield (
-            f"strategy tensor_parallel_size: {parallel.tensor} with "
-            f"accumulate_grad_batches: {run.accumulate_grad_batches}",
-            run,
-        )
+        more = run.accumulate_grad_batches
+        words = f"strategy tensor_parallel_size: {parallel.tensor} with "
+        yield "split layers", f"{words}accumulate_grad_batches: {more}", run
+    yield from _more_devices(run)
+
+
+def _more_devices(run: Run) -> Iterator[tuple[str, str, Run]]:
+    """The run with twice, four times, ... as many devices, and as large a step."""
+    parallel = run.parallelism
     for factor in (2, 4, 8, 16, 32, 64):
         grown = run.world_size * factor
         shards = grown // parallel.tensor
         wider = replace(parallel, kind="fsdp2", shards=shards, replicas=1)
-        accumulate = max(1, run.accumulate_grad_batches // factor)
-        yield (
-            f"{grown} devices, sharded (--config recipes/hardware/fsdp2.yaml)",
-            replace(run, world_size=grown, parallelism=wider, accumulate_grad_batches=accumulate),
-        )
+        fewer = max(1, run.accumulate_grad_batches // factor)
+        words = f"{grown} devices, sharded (--config recipes/hardware/fsdp2.yaml)"
+        if fewer != run.accumulate_grad_batches:
+            words += f" with accumulate_grad_batches: {fewer}"
+        changed = replace(run, parallelism=wider, accumulate_grad_batches=fewer)
+        yield "devices", words, replace(changed, world_size=grown)
 
 
 def _split_further(run: Run, device: Device) -> Iterator[Run]:

@@ -48,6 +48,10 @@ def test_what_does_not_fit_is_told_with_a_remedy_that_does(
     assert not report["fits"]
     assert report["changes_to_fit"]
     assert report["total_after_changes"] <= report["memory_bytes_per_rank"]["available"]
+    # Of two values for one setting the last is told alone.
+    subjects = [change.partition(":")[0] for change in report["changes_to_fit"]]
+    assert len(set(subjects)) == len(subjects)
+    assert sum("devices" in change for change in report["changes_to_fit"]) <= 1
 
 
 def test_text_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
