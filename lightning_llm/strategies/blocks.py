@@ -20,6 +20,7 @@ def find_blocks(
     ``nn.Sequential`` that holds the most parameters, among those with two or more children, all
     of one class, which themselves have parts. Lists of comparable size beside it are taken too,
     so that an encoder-decoder gives both halves; lists inside a block (experts) are part of it.
+    Where there is none, the largest with a single child is taken: a model of one layer.
 
     Args:
         module: Any module, Hugging Face models included.
@@ -40,13 +41,14 @@ def find_blocks(
                 f"{_repeated_classes(module)}"
             )
         return blocks
-    lists = {tuple(children): _size(children) for children in _block_lists(module)}
-    if not lists:
+    found = _block_lists(module, 2) or _block_lists(module, 1)
+    if not found:
         raise ValueError(
-            f"{type(module).__name__} has no list of repeated blocks: no nn.ModuleList, "
-            f"nn.ModuleDict or nn.Sequential of two or more blocks of one class; name their class "
+            f"{type(module).__name__} has no list of blocks: no nn.ModuleList, nn.ModuleDict or "
+            f"nn.Sequential whose children are of one class and have parts; name their class "
             f"with block_class=...; {_repeated_classes(module)}"
         )
+    lists = {tuple(children): _size(children) for children in found}
     smallest = _COMPARABLE * max(lists.values())
     return [block for children, size in lists.items() if size >= smallest for block in children]
 
@@ -59,19 +61,19 @@ def _of_class(module: nn.Module, names: set[str]) -> list[nn.Module]:
     return list(dict.fromkeys(found))
 
 
-def _block_lists(module: nn.Module) -> list[list[nn.Module]]:
-    """Outermost lists of blocks."""
+def _block_lists(module: nn.Module, shortest: int) -> list[list[nn.Module]]:
+    """Outermost lists of at least so many blocks."""
     children = list(module.children())  # a module registered twice comes once
     is_list = isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential)
     if (
         is_list
-        and len(children) > 1
+        and len(children) >= shortest
         and len({type(child) for child in children}) == 1
         and any(True for _ in children[0].children())
         and _size(children) > 0
     ):
         return [children]
-    return [found for child in children for found in _block_lists(child)]
+    return [found for child in children for found in _block_lists(child, shortest)]
 
 
 def _size(blocks: Sequence[nn.Module]) -> int:

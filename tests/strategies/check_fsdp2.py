@@ -30,6 +30,10 @@ def untied() -> CausalLM:
     return CausalLM(config, z_loss=1e-3, label_smoothing=0.1)
 
 
+def one_layer() -> CausalLM:
+    return CausalLM(replace(CONFIG, n_layers=1))
+
+
 def on_meta() -> CausalLM:
     with torch.device("meta"):
         return CausalLM(CONFIG)
@@ -111,6 +115,7 @@ def training(directory: Path) -> dict[str, Any]:
             strategy=FSDP2Strategy(reduce_every_micro_batch=True), accumulate_grad_batches=3
         ),
         "untied": sharded(untied, strategy=FSDP2Strategy(prefetch=2, cpu_offload=True)),
+        "one layer": sharded(one_layer, strategy=FSDP2Strategy()),
         "meta": sharded(on_meta, strategy=FSDP2Strategy(reshard_after_forward=False)),
         "compiled": sharded(strategy=FSDP2Strategy(**COMPILED)),  # type: ignore[arg-type]
         "muon": sharded(with_muon, strategy=FSDP2Strategy()),

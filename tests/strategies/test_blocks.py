@@ -72,6 +72,10 @@ class Experts(nn.Module):
         self.adapters = nn.ModuleList([nn.Sequential(nn.Linear(2, 1)) for _ in range(2)])
 
 
+def one_layer() -> nn.Module:
+    return CausalLM(TransformerConfig(vocab_size=50, n_layers=1, dim=32, n_heads=4, n_experts=2))
+
+
 @pytest.mark.parametrize(
     ("build", "name", "count"),
     [
@@ -83,6 +87,8 @@ class Experts(nn.Module):
         (torch_encoder, "TransformerEncoderLayer", 3),
         (Foreign, "ForeignBlock", 3),
         (Experts, "ModuleDict", 2),
+        (one_layer, "Block", 1),
+        (lambda: Foreign(depth=1), "ForeignBlock", 1),
     ],
 )
 def test_blocks_are_found(build: type[nn.Module], name: str, count: int) -> None:
@@ -111,9 +117,7 @@ def test_subclasses_of_a_named_class_count() -> None:
 
 def test_nothing_found() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(
-        ValueError, match=r"no list of repeated blocks.*block_class.*once: Sequential \(2\)"
-    ):
+    with pytest.raises(ValueError, match=r"no list of blocks.*block_class.*once: Sequential \(2\)"):
         find_blocks(module)
     with pytest.raises(ValueError, match=r"block_class=\['Blok'\] names no part of Sequential"):
         find_blocks(module, "Blok")

@@ -40,6 +40,7 @@ def single(directory: Path) -> dict[str, Any]:
         "plain": plain,
         "accumulated": fit(accumulate_grad_batches=3),
         "untied": fit(check_fsdp2.untied),
+        "one layer": fit(check_fsdp2.one_layer),
         "muon": fit(check_fsdp2.with_muon),
     }
 
@@ -73,6 +74,7 @@ def assert_same_state(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         ("accumulated", "accumulated"),
         ("reduced each time", "accumulated"),
         ("untied", "untied"),
+        ("one layer", "one layer"),
         ("meta", "plain"),
         ("compiled", "plain"),
         ("one file", "plain"),

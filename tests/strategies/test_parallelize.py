@@ -111,9 +111,9 @@ def test_hooks_of_blocks_run() -> None:
 def test_nothing_asked_nothing_done() -> None:
     plain = nn.Linear(2, 2)
     BlockOptions().apply(plain)  # no blocks, no error
-    with pytest.raises(ValueError, match="no list of repeated blocks"):
+    with pytest.raises(ValueError, match="no list of blocks"):
         BlockOptions(compile=True).apply(plain)
-    with pytest.raises(ValueError, match="no list of repeated blocks"):
+    with pytest.raises(ValueError, match="no list of blocks"):
         BlockOptions(activation_checkpointing="full").apply(plain)
 
 
