@@ -80,16 +80,7 @@ class CausalLM(LanguageModule):
         )
         self.config = resolve_config(config, vocab_size)
         # Plain data only: a checkpoint then loads with weights_only=True.
-        self.save_hyperparameters(
-            {
-                "config": asdict(self.config),
-                "max_tokens": max_tokens,
-                "label_smoothing": label_smoothing,
-                "z_loss": z_loss,
-                "loss_chunk_size": loss_chunk_size,
-                "loss_backend": loss_backend,
-            }
-        )
+        self.save_hyperparameters({"config": asdict(self.config), **self.loss_hyperparameters()})
         with building(self, of=CausalLM):
             self.model = self.build_model()
 
@@ -224,7 +215,10 @@ class CausalLM(LanguageModule):
         if "config" not in saved:
             differing = ["it holds no TransformerConfig"]
         if differing:
-            raise ValueError("the checkpoint is of another model: " + "; ".join(differing))
+            raise ValueError(
+                f"the checkpoint is of another model: {'; '.join(differing)}. Give the model the "
+                "checkpoint's config, or start without the checkpoint"
+            )
 
 
 # These do not change what the weights mean.
