@@ -9,7 +9,7 @@ nothing else to generate or export. To change one thing, subclass and override o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_llm.language import LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
 from lightning_llm.models import Transformer, TransformerConfig
+from lightning_llm.models.config import check_field_names
 from lightning_llm.models.drawn_later import building, leave_to_first_rank, left_to_first_rank
 from lightning_llm.steps import documents_of
 
@@ -230,9 +231,7 @@ def resolve_config(
 ) -> TransformerConfig:
     """Return a `TransformerConfig` from one or a mapping, with the data's vocabulary size."""
     if isinstance(config, Mapping):
-        unknown = sorted(set(config) - {field.name for field in fields(TransformerConfig)})
-        if unknown:
-            raise ValueError(f"config has the unknown fields {unknown}; see TransformerConfig")
+        check_field_names(config)
         config = TransformerConfig(**config)
     if not isinstance(config, TransformerConfig):
         raise TypeError(

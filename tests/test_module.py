@@ -294,7 +294,7 @@ def test_no_decay_on_norms_and_embeddings() -> None:
 def test_config_mapping_and_errors() -> None:
     assert CausalLM({"vocab_size": 61, "n_layers": 1, "dim": 8, "n_heads": 2}).config.dim == 8
     assert CausalLM(CONFIG, vocab_size=70).model.head_weight.shape == (70, 32)
-    with pytest.raises(ValueError, match="n_layres"):
+    with pytest.raises(ValueError, match=r"n_layres.*did you mean .n_layers"):
         CausalLM({"n_layres": 3})
     with pytest.raises(TypeError, match="config must be"):
         CausalLM(3)  # type: ignore[arg-type]

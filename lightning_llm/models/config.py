@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,12 +207,21 @@ class TransformerConfig:
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}{_suggest(name, cls.presets())}")
-        fields = [field.name for field in dataclasses.fields(cls)]
-        unknown = [key for key in overrides if key not in fields]
-        if unknown:
-            listing = "; ".join(f"{key!r}{_suggest(key, fields)}" for key in unknown)
-            raise ValueError(f"TransformerConfig has no field {listing}")
+        check_field_names(overrides)
         return cls(**{**PRESETS[name], **overrides})
+
+
+def check_field_names(names: Iterable[str]) -> None:
+    """Refuse names that are no fields of a config.
+
+    Raises:
+        ValueError: Listing each, with the field that was probably meant.
+    """
+    fields = [field.name for field in dataclasses.fields(TransformerConfig)]
+    unknown = [name for name in names if name not in fields]
+    if unknown:
+        listing = "; ".join(f"{name!r}{_suggest(name, fields)}" for name in unknown)
+        raise ValueError(f"TransformerConfig has no field {listing}")
 
 
 def _follows(pattern: int | str | None, layer: int, *, letter: str) -> bool:
