@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_llm.callbacks._batch_names import name_batches
 from lightning_llm.callbacks._log_point import LogPoint
 from lightning_llm.callbacks._meeting import gather_objects
 from lightning_llm.callbacks._step_health import SpikeWindow, not_finite, step_health
 
 Policy = Literal["raise", "skip", "ignore"]
-_SHOWN = 32  # samples named per micro-batch
 _HELD = 1000  # verdicts kept, where log points are rarer
 
 
@@ -212,7 +212,7 @@ class FiniteGuard(L.Callback):
         culprits = [b for b, flag in zip(verdict.batches, per_batch) if flag]
         message = (
             f"step {verdict.step}: {what} (loss {loss:.6g}, gradient norm {norm:.6g}); "
-            f"{_name_batches(trainer, culprits, verdict.batches)}"
+            f"{name_batches(trainer, culprits, verdict.batches)}"
         )
         if self.policy == "raise":
             raise NonFiniteError(f"{message}. The step was not taken")
@@ -281,41 +281,3 @@ class FiniteGuard(L.Callback):
 
 def _has_scaler(trainer: L.Trainer) -> bool:
     return getattr(trainer.precision_plugin, "scaler", None) is not None
-
-
-def _name_batches(
-    trainer: L.Trainer, culprits: list[tuple[int, int]], all_batches: list[tuple[int, int]]
-) -> str:
-    """Name the micro-batches with a bad loss; where no rank has one, all of the step."""
-    by_rank = gather_objects(
-        trainer, (_describe(trainer, culprits), _describe(trainer, all_batches))
-    )
-    pick = 0 if any(bad for bad, _ in by_rank) else 1
-    named = [f"rank {rank}, {text}" for rank, both in enumerate(by_rank) for text in both[pick]]
-    return ("in " if pick == 0 else "in one of ") + "; ".join(named)
-
-
-def _describe(trainer: L.Trainer, batches: list[tuple[int, int]]) -> list[str]:
-    loader = trainer.train_dataloader
-    texts = []
-    for epoch, index in batches:
-        text = f"batch {index} of epoch {epoch}"
-        indices = getattr(loader, "indices", None)
-        if callable(indices) and getattr(loader, "epoch", None) == epoch:
-            samples = [int(i) for i in next(iter(indices(index)), ()) if i >= 0]
-            text += f" (samples {_listed(samples)}{_documents(loader, samples)})"
-        texts.append(text)
-    return texts
-
-
-def _documents(loader: Any, samples: list[int]) -> str:
-    documents_of = getattr(loader, "documents", None)
-    if not callable(documents_of):
-        return ""
-    found = {document for sample in samples for document in documents_of(sample)}
-    return f"; documents {_listed(sorted(found))}"
-
-
-def _listed(numbers: list[int]) -> str:
-    more = ", ..." if len(numbers) > _SHOWN else ""
-    return f"{', '.join(map(str, numbers[:_SHOWN]))}{more}"
