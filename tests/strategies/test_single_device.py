@@ -11,6 +11,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from strategy_models import VOCAB, Foreign, HuggingFace, Losses, loader, trainer
+from torch import nn
 from torch._dynamo.utils import counters
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -162,9 +163,10 @@ def test_checkpoints_of_compiled_and_plain_runs_are_alike(tmp_path: Path) -> Non
 def test_blocks_must_exist() -> None:
     class Plain(Foreign):
         def __init__(self) -> None:
-            super().__init__(depth=1)
+            super().__init__()
+            self.body = nn.Linear(16, 16)
 
-    with pytest.raises(ValueError, match="Plain has no list of repeated blocks"):
+    with pytest.raises(ValueError, match="Plain has no list of blocks"):
         trainer(strategy=SingleDeviceStrategy(compile=True)).fit(Plain(), loader())
     trainer(strategy=SingleDeviceStrategy()).fit(Plain(), loader())
 
