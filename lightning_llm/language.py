@@ -151,7 +151,9 @@ class LanguageModule(TokenLossModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(
+        self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
         """Return ``{"nll"}``: the NLL of each target in nats, ``(B, T)``, 0 where ignored."""
         labels = targets_of(batch)
         hidden = self.hidden_states(batch)

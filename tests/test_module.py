@@ -314,6 +314,8 @@ def test_predict_returns_the_likelihood_of_each_target() -> None:
         )
     torch.testing.assert_close(output["nll"], expected, rtol=1e-4, atol=1e-5)
     assert math.isclose(float(output["nll"][1, :5].sum()), 0.0)
+    first, second = trainer().predict(module, [DataLoader(rows, batch_size=3)] * 2)
+    assert torch.equal(first[0]["nll"], second[0]["nll"])
 
 
 def test_left_padded_batch_of_a_hugging_face_collator_equals_the_unpadded() -> None:

@@ -153,9 +153,9 @@ class Examination(L.Callback):
                 self._padding.append(padding.float().mean())
         if trainer.global_step > self._step:
             self._step = trainer.global_step
-            self._step_ended(trainer, pl_module, batch)
+            self._step_ended(trainer, pl_module)
 
-    def _step_ended(self, trainer: L.Trainer, module: L.LightningModule, batch: Any) -> None:
+    def _step_ended(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._step == 1:
             # The schedules know the length of the run now; this one may be longer.
             trainer.fit_loop.epoch_loop.max_steps = -1

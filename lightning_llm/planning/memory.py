@@ -70,10 +70,10 @@ def plan_memory(run: Run, units: list[Unit], optimizer: Any) -> Memory:
         logits=chunked_logits_bytes(run),
         gathered=_gathered(run, units),
         accumulated=_accumulated(run, units),
-        working=round(_working(run, parallelism.activation_checkpointing, chosen)),
+        working=round(_working(parallelism.activation_checkpointing, chosen)),
         on_host=weights + gradients + states if parallelism.cpu_offload else 0,
         activations_by_checkpointing={
-            mode: round(found.kept + _working(run, mode, found)) for mode, found in by_mode.items()
+            mode: round(found.kept + _working(mode, found)) for mode, found in by_mode.items()
         },
         logits_whole=whole_logits_bytes(run),
     )
@@ -105,7 +105,7 @@ def _gradient_bytes(run: Run) -> int:
     return run.numerics.gradients.itemsize
 
 
-def _working(run: Run, mode: str, found: Activations) -> float:
+def _working(mode: str, found: Activations) -> float:
     return 0.0 if mode == "none" else found.largest_block
 
 
