@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_llm.models.blocked_attention import blocked_attention, blocks_are_faster
 from lightning_llm.models.cache import LayerCache
 from lightning_llm.models.config import TransformerConfig
+from lightning_llm.models.context import ContextShard
 from lightning_llm.models.linear import Linear
 from lightning_llm.models.mixing import ValueMix
 from lightning_llm.models.norms import RMSNorm
@@ -27,6 +28,7 @@ class Attention(nn.Module):
     """
 
     score_scale: float | None = None  # of query-key products; None: 1 / sqrt(Dh)
+    context: ContextShard | None = None  # where ranks share the sequences
 
     def __init__(
         self, config: TransformerConfig, *, residual_std: float, value_embedding: bool = False
@@ -92,7 +94,10 @@ class Attention(nn.Module):
         query, key, value = (y.flatten(2, 3).transpose(1, 2) for y in (query, key, value))
         if cache is not None:
             key, value = cache.append(key, value)
-        y = self.attend(query, key, value, mask)
+        if self.context is None:
+            y = self.attend(query, key, value, mask)
+        else:
+            y = self.context.attend(self.attend, query, key, value, mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def normalize(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,8 +121,9 @@ class Attention(nn.Module):
         Returns:
             (B, H, T, Dh).
         """
+        n_queries, n_keys = query.shape[2], key.shape[2]
         grouped = query.shape[1] != key.shape[1]
-        if grouped and query.shape[2] == 1:
+        if grouped and n_queries == 1:
             return self._attend_folded(query, key, value, mask)
         if not (self.dropout and self.training) and blocks_are_faster(query, key):
             return blocked_attention(query, key, value, mask, scale=self.score_scale)
@@ -127,6 +133,8 @@ class Attention(nn.Module):
             per_group = self.n_heads // self.n_kv_heads
             key, value = (y.repeat_interleave(per_group, dim=1) for y in (key, value))
             grouped = False
+        if mask is None and self.context is not None and n_queries < n_keys:
+            mask = self.context.causal(n_queries, n_keys)
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -134,7 +142,7 @@ class Attention(nn.Module):
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             # Without a mask either all tokens are new, or there is one that sees everything.
-            is_causal=mask is None and query.shape[2] == key.shape[2],
+            is_causal=mask is None and n_queries == n_keys,
             scale=self.score_scale,
             enable_gqa=grouped,
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_llm.models.block import Block
 from lightning_llm.models.cache import KVCache
 from lightning_llm.models.config import TransformerConfig
+from lightning_llm.models.context import ContextShard
 from lightning_llm.models.flops import flops_by_part, flops_per_token
 from lightning_llm.models.linear import Embedding, Linear, project
 from lightning_llm.models.masks import MaskBuilder
@@ -37,6 +38,8 @@ class Transformer(nn.Module):
     Args:
         config: The architecture.
     """
+
+    context: ContextShard | None = None  # where ranks share the sequences
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -104,7 +107,15 @@ class Transformer(nn.Module):
         """
         length = input_ids.shape[1]
         start = 0 if cache is None else cache.length
-        self._check_sizes(input_ids, cache)
+        n_keys, places = start + length, None
+        if self.context is not None:
+            n_keys = length * self.context.size
+            self.context.prepare(n_keys)
+            places = self.context.positions(length, input_ids.device)
+            position_ids = places[None] if position_ids is None else position_ids
+            if document_ids is not None:
+                document_ids = self.context.gather(document_ids, 1)
+        self._check_sizes(input_ids.shape[0], n_keys - start, cache)
         if cache is not None:
             document_ids = cache.extend_documents(document_ids, length)
         hidden = self._embed(input_ids, position_ids, start)
@@ -121,11 +132,12 @@ class Transformer(nn.Module):
             if window not in masks:
                 masks[window] = self._masks(
                     length,
-                    start + length,
+                    n_keys,
                     window=window,
                     key_documents=document_ids,
                     dtype=compute_dtype(hidden),
                     device=hidden.device,
+                    query_positions=places,
                 )
             rotation = self.config.layer_rotation(layer)
             cos, sin = (None, None) if rotation is None else rotations[rotation]
@@ -185,8 +197,7 @@ class Transformer(nn.Module):
             return None
         return self.config.router_aux_loss_weight * torch.stack(self._router_losses).sum()
 
-    def _check_sizes(self, input_ids: Tensor, cache: KVCache | None) -> None:
-        batch, length = input_ids.shape
+    def _check_sizes(self, batch: int, length: int, cache: KVCache | None) -> None:
         limit, held, whose = self.config.max_seq_len, 0, "the model's"
         if cache is not None:
             limit, held, whose = cache.max_seq_len, cache.length, "the cache's"

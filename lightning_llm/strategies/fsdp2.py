@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 from typing_extensions import override
 
@@ -23,6 +23,7 @@ from lightning_llm.models.drawn_later import drawing
 from lightning_llm.plugins.precision.master_weights import MasterWeightsPrecision
 from lightning_llm.strategies.blocks import find_blocks
 from lightning_llm.strategies.checkpointing import ActivationCheckpointing
+from lightning_llm.strategies.context_parallel import ContextParallel
 from lightning_llm.strategies.fsdp2_checkpoints import ShardedCheckpoints
 from lightning_llm.strategies.launch import check_launch
 from lightning_llm.strategies.parallelize import BlockOptions
@@ -53,11 +54,14 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
 
     Args:
         data_parallel_size: Ranks that a copy of the weights is spread over; ``"auto"`` is all,
-            divided by the other two sizes.
+            divided by the other sizes.
         tensor_parallel_size: Ranks that share every layer of a
             :class:`~lightning_llm.models.Transformer`: its heads, hidden units and vocabulary are
             split over them, the residual stream along the sequence. They read the same data.
-        context_parallel_size: 1; nothing else is offered, see Raises.
+        context_parallel_size: Ranks that share every sequence of a batch, for long ones: each
+            computes at its own positions, and attends to the gathered keys and values of all. They
+            read the same data, and weights are sharded over them too. For modules with
+            ``compute_loss``, such as :class:`~lightning_llm.CausalLM`.
         replicate_size: Copies of the weights ("hybrid" sharding): usually the number of nodes, so
             that only gradients cross between them.
         reshard_after_forward: Drop a block's gathered weights after its forward pass, to gather
@@ -77,7 +81,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         timeout: As in Lightning.
 
     Raises:
-        ValueError: An option is unknown or out of range; ``context_parallel_size`` must be 1.
+        ValueError: An option is unknown or out of range.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -119,17 +123,14 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
             problems.append(f"replicate_size={replicate_size} must be at least 1")
         if tensor_parallel_size < 1:
             problems.append(f"tensor_parallel_size={tensor_parallel_size} must be at least 1")
-        if context_parallel_size != 1:
-            problems.append(
-                f"context_parallel_size={context_parallel_size}: attention is not spread over "
-                f"ranks here; for long sequences use tensor_parallel_size, which splits the "
-                f"sequence between its layers, with activation_checkpointing='full'"
-            )
+        if context_parallel_size < 1:
+            problems.append(f"context_parallel_size={context_parallel_size} must be at least 1")
         if prefetch < 0:
             problems.append(f"prefetch={prefetch} must not be negative")
         if problems:
             raise ValueError("FSDP2Strategy: " + "; ".join(problems))
         self.tensor_parallel_size = tensor_parallel_size
+        self.context_parallel_size = context_parallel_size
         self.replicate_size = replicate_size
         self.reshard_after_forward = reshard_after_forward
         self.reduce_dtype = reduce_dtype
@@ -138,6 +139,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         self.reduce_every_micro_batch = reduce_every_micro_batch
         self.blocks = BlockOptions(compile, activation_checkpointing, block_class)
         self._split: TensorParallel | None = None
+        self._context: ContextParallel | None = None
 
     # ------------------------------------------------------------------ ranks
 
@@ -146,13 +148,16 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         check_launch(self.cluster_environment, self.num_processes, self.num_nodes)
         self._setup_distributed()
         world, copies, split = self.world_size, self.replicate_size, self.tensor_parallel_size
+        sharing = self.context_parallel_size
         given = self._data_parallel_size
-        size = max(1, world // (copies * split)) if given == "auto" else int(given)
-        if size * copies * split != world:
+        size = max(1, world // (copies * sharing * split)) if given == "auto" else int(given)
+        if size * copies * sharing * split != world:
             raise ValueError(
-                f"data_parallel_size={given}, replicate_size={copies} and "
-                f"tensor_parallel_size={split} must multiply to the number of ranks, {world}"
+                f"data_parallel_size={given}, replicate_size={copies}, "
+                f"context_parallel_size={sharing} and tensor_parallel_size={split} must multiply "
+                f"to the number of ranks, {world}"
             )
+        size *= sharing  # weights are sharded over ranks that share sequences, too
         if self._device_mesh is None:
             self._device_mesh = init_device_mesh(
                 self.root_device.type,
@@ -170,9 +175,10 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         shards = self.device_mesh["data_parallel"]
         copy = self.device_mesh["replicate"].get_local_rank()
+        readers = shards.size() // self.context_parallel_size
         return {
-            "num_replicas": self.replicate_size * shards.size(),
-            "rank": copy * shards.size() + shards.get_local_rank(),
+            "num_replicas": self.replicate_size * readers,
+            "rank": copy * readers + shards.get_local_rank() // self.context_parallel_size,
         }
 
     # ------------------------------------------------------------------ set-up
@@ -188,6 +194,8 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         if not is_sharded(module):
             self.precision_plugin.convert_module(module)  # sees plain weights
             self._shard(module)
+        if self.context_parallel_size > 1:
+            self._context = ContextParallel(module, self._context_mesh())
         self.blocks.apply(module, inside_hooks=True)
         self.model = module
         self.barrier()
@@ -199,6 +207,15 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
             self.precision_plugin.device_type = self.root_device.type
         if trainer.state.fn == TrainerFn.FITTING and not self.cpu_offload:
             _optimizers_to_device(self.optimizers, self.root_device)
+
+    def _context_mesh(self) -> DeviceMesh:
+        """The ranks that share this one's sequences."""
+        sharing, split = self.context_parallel_size, self.tensor_parallel_size
+        return init_device_mesh(
+            self.root_device.type,
+            (self.world_size // (sharing * split), sharing, split),
+            mesh_dim_names=("readers", "context_parallel", "tensor_parallel"),
+        )["context_parallel"]
 
     def _check(self, module: L.LightningModule) -> None:
         """Refuse what would train wrongly, or not at all, once weights are sharded."""
@@ -259,6 +276,9 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
     @override
     def teardown(self) -> None:
         self.blocks.undo()
+        if self._context is not None:
+            self._context.undo()
+            self._context = None
         super().teardown()
         self.checkpoint_io.teardown()  # waits for a save in a thread
 
@@ -297,15 +317,22 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
 
     @override
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self.precision_plugin.predict_step_context():
+        with self.precision_plugin.predict_step_context(), self._unshared():
             return self._evaluate("predict_step", *args, **kwargs)
 
-    def whole_weights(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
         """Within, every rank has all weights and runs the module on its own; all ranks enter."""
         if self._split is not None:
             mixed = str(self.precision_plugin.precision) == "bf16-mixed"
-            return self._split.whole(torch.bfloat16 if mixed else None)
-        return whole_weights(self._root())
+            whole = self._split.whole(torch.bfloat16 if mixed else None)
+        else:
+            whole = whole_weights(self._root())
+        with whole, self._unshared():
+            yield
+
+    def _unshared(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._context is None else self._context.alone()
 
     def _evaluate(self, name: str, *args: Any, **kwargs: Any) -> Any:
         # Memory taken in inference mode could never be trained on.
