@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import uuid
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +16,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 import lightning_llm.strategies  # noqa: F401  # makes `strategy: fsdp2` known
 from lightning_llm.cli import RECIPE_COMMANDS
 from lightning_llm.cli.parse_errors import check_strategy
+from lightning_llm.cli.predictions import write_predictions
 from lightning_llm.cli.recipe import (
     RecipeParser,
     register_resolvers,
@@ -66,7 +65,8 @@ def run_training(command: str, arguments: list[str]) -> int:
             options.pop("output") or Path(cli.trainer.default_root_dir, "predictions.jsonl")
         )
         batches = cli.trainer.predict(cli.model, datamodule=cli.datamodule, **options)
-        return _write_predictions(batches or [], output)
+        write_predictions(trainer, batches or [], output)
+        return 0
     getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, **options)
     return 0
 
@@ -246,21 +246,6 @@ def _prepare(cli: RecipeCLI) -> int:
         size = f"{len(store):,} documents, {store.num_tokens:,} tokens{checked}"
         sys.stderr.write(f"{name}: {size}: {store.path}\n")
     sys.stderr.write(f"vocabulary: {data.vocab_size:,} ids\n")
-    return 0
-
-
-def _write_predictions(batches: list[Any], output: Path) -> int:
-    """Write one JSON line per sample: its NLL in nats and its number of target tokens."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
-    with temporary.open("w", encoding="utf-8") as file:
-        for batch in batches:
-            for row in batch["nll"].float().cpu():
-                # A target's likelihood is never exactly one, an ignored position's NLL is 0.
-                entry = {"nll_sum": float(row.sum()), "num_tokens": int((row != 0).sum())}
-                file.write(json.dumps(entry) + "\n")
-    temporary.replace(output)
-    sys.stderr.write(f"predictions: {output}\n")
     return 0
 
 

@@ -144,6 +144,11 @@ def test_predict_writes_likelihoods_that_sum_to_the_validation_loss(
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     mean = sum(r["nll_sum"] for r in rows) / sum(r["num_tokens"] for r in rows)
     assert mean == pytest.approx(float(loss), rel=1e-4)
+    # Rows that fill up the last batch are no samples.
+    larger = ["--data.init_args.micro_batch_size", str(len(rows) - 1)]
+    assert main([*command, "--output", str(output), *larger]) == 0
+    again = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["num_tokens"] for r in again] == [r["num_tokens"] for r in rows]
 
 
 def test_generate_writes_only_the_completion(trained: Path, capsys: Any) -> None:
