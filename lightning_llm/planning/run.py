@@ -83,6 +83,11 @@ class Parallelism:
     @classmethod
     def _of_fsdp2(cls, strategy: Any, world_size: int, options: dict[str, Any]) -> Parallelism:
         copies, tensor = strategy.replicate_size, strategy.tensor_parallel_size
+        if strategy.context_parallel_size != 1:
+            raise ValueError(
+                f"context_parallel_size={strategy.context_parallel_size} cannot be planned; plan "
+                f"with context_parallel_size=1, whose activations are those of longer shares"
+            )
         given = strategy._data_parallel_size
         shards = max(1, world_size // (copies * tensor)) if given == "auto" else int(given)
         if shards * copies * tensor != world_size:

@@ -16,7 +16,6 @@ from torch.testing import assert_close
 
 from lightning_llm.models.context import ContextShard
 from lightning_llm.plugins import AtomicCheckpointIO
-from lightning_llm.strategies import FSDP2Strategy
 from lightning_llm.strategies.context_parallel import ContextParallel
 
 distributed = pytest.mark.distributed
@@ -151,8 +150,3 @@ def test_module_of_others_is_refused() -> None:
 def test_experts_are_refused() -> None:
     with pytest.raises(ValueError, match="routers of n_experts balance whole sequences"):
         ContextParallel(check.module(n_experts=4), MESH)
-
-
-def test_size_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="context_parallel_size=0 must be at least 1"):
-        FSDP2Strategy(context_parallel_size=0)

@@ -225,7 +225,7 @@ def test_index_runs_no_code(
         ({"reduce_dtype": "float16"}, "reduce_dtype='float16'"),
         ({"replicate_size": 0}, "replicate_size=0"),
         ({"prefetch": -1}, "prefetch=-1"),
-        ({"context_parallel_size": 2}, "context_parallel_size=2.*use tensor_parallel_size"),
+        ({"context_parallel_size": 0}, "context_parallel_size=0 must be at least 1"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
