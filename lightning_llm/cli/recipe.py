@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sysconfig
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -82,6 +83,18 @@ def split_allow_import(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 class RecipeParser(ShortErrors, LightningArgumentParser):
     """The parser of a recipe."""
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
+    ) -> Any:
+        """Let ``null`` on the command line be null at any depth.
+
+        jsonargparse hands a key inside a class to the parser of that class as text again, and
+        writes null as Python does, which YAML reads as a string.
+        """
+        if args is not None:
+            args = [re.sub("=None$", "=null", argument) for argument in args]
+        return super().parse_args(args, *rest, **options)
 
     def add_function_arguments(
         self, function: Callable[..., Any], *args: Any, linked_targets: Any = None, **kwargs: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import os
@@ -20,6 +21,7 @@ PIECE_BYTES = 1 << 20
 """Size aimed at for one piece of a document: enough for full speed, small in memory."""
 
 _BOM = b"\xef\xbb\xbf"
+_JUDGED_BYTES = 1 << 16  # of a text that is not UTF-8, to tell what it is
 # One call of the decompressor may expand its input some 32,000 times: small reads bound the output.
 _ZSTD_READ_BYTES = 1 << 11
 
@@ -74,13 +76,28 @@ def invalid_utf8(where: str, error: UnicodeDecodeError, offset: int | None = Non
     """
     bad = error.object[error.start : error.start + 1].hex()
     place = f" at byte offset {offset}" if offset is not None else ""
-    hint = ""
-    if offset == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        hint = " The file looks like UTF-16: convert it to UTF-8."
     return InvalidTextError(
-        f"{where}: invalid UTF-8 byte 0x{bad}{place} ({error.reason}).{hint} Use "
+        f"{where}: invalid UTF-8 byte 0x{bad}{place} ({error.reason}). "
+        f"{_other_encoding(error, offset)} to UTF-8, or use "
         'errors="replace" to put U+FFFD in its place or errors="skip" to leave the document out.'
     )
+
+
+def _other_encoding(error: UnicodeDecodeError, offset: int | None) -> str:
+    """Say what to convert, with the encoding where the bytes tell it."""
+    content = error.object
+    if offset == 0 and content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "The file looks like UTF-16: convert it"
+    unknown = "If the text has another encoding, convert it"
+    # Three bytes of UTF-8 in a row are hardly ever something else: this is damage to such text.
+    if any(ord(character) >= 0x800 for character in content[: error.start].decode()):
+        return unknown
+    try:
+        codecs.getincrementaldecoder("gb18030")().decode(content[:_JUDGED_BYTES])
+    except UnicodeDecodeError:
+        return unknown
+    # Big5 mostly passes for GB18030, so both are named.
+    return "The text may be GB18030 (GBK) or Big5: convert it, as `iconv -f GB18030` does,"
 
 
 def check_text(value: Any, key: str, where: str, errors: DecodeErrors) -> str:

@@ -121,9 +121,9 @@ class TokenizerSpec:
         if size is None:
             return []
         if self.pretrained is not None:
-            return [f"vocab_size={size} is set by pretrained={self.pretrained!r}: leave it out"]
+            return [f"vocab_size={size} is set by pretrained={self.pretrained!r}: set it to null"]
         if self.algorithm == "byte":
-            return [f"vocab_size={size} is fixed by algorithm='byte': leave it out"]
+            return [f"vocab_size={size} is fixed by algorithm='byte': set it to null"]
         specials = len(self.special_tokens) + (1 if self.algorithm in _BYTE_LEVEL else 2)
         least = specials + (256 if self.algorithm in _BYTE_LEVEL else 1)
         if size < least:

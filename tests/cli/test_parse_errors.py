@@ -173,6 +173,20 @@ def test_a_misspelt_strategy() -> None:
         check_strategy("quantum")
 
 
+def test_null_is_null_at_any_depth(tmp_path: Path, capsys: Any) -> None:
+    content = recipe()
+    content["data"]["init_args"] |= {"tokenizer": {"vocab_size": 300}, "cache_dir": "cache"}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    keys = ("tokenizer.vocab_size", "cache_dir")
+    nulls = [part for key in keys for part in (f"--data.init_args.{key}", "null")]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(path), *nulls, "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert printed["tokenizer"]["vocab_size"] is None
+    assert printed["cache_dir"] is None
+
+
 def test_an_unknown_message_is_passed_on() -> None:
     assert str(find_problem("something new")) == "something new"
 

@@ -116,6 +116,27 @@ def test_utf16_is_recognised(tmp_path: Path) -> None:
         texts(path)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text", "said"),
+    [
+        ("gbk", "那年春天他独自回到长安。\n", "may be GB18030 .* convert it, as `iconv"),
+        ("big5", "那年春天他獨自回到長安。\n", "Big5"),
+        (
+            "latin-1",
+            "Le café était là, près de l'école.\n",
+            "another encoding, convert it to UTF-8",
+        ),
+        ("utf-8", "那年春天\udcff他独自回到长安。\n", "If the text has another encoding"),
+    ],
+)
+def test_text_of_another_encoding_is_to_be_converted(
+    tmp_path: Path, encoding: str, text: str, said: str
+) -> None:
+    path = write(tmp_path / "a.txt", (text * 20_000).encode(encoding, "surrogateescape"))
+    with pytest.raises(ValueError, match=said):
+        texts(path)
+
+
 def test_unknown_policy() -> None:
     with pytest.raises(ValueError, match="errors='ignore' must be 'strict', 'replace' or 'skip'"):
         read_documents("a.txt", errors="ignore")  # type: ignore[arg-type]
