@@ -112,8 +112,8 @@ def _message_to_user(error: BaseException) -> str | None:
     """Return the sentence of an error raised on purpose, None for any other.
 
     On purpose means: by this package, or by Lightning's checks of its arguments; also when another
-    library wrapped it. Everything else keeps its traceback, and ``LIGHTNING_LLM_TRACEBACK=1``
-    keeps all of them.
+    library wrapped it. So is what a class says of its arguments where jsonargparse keeps the text
+    alone. Everything else keeps its traceback, and ``LIGHTNING_LLM_TRACEBACK=1`` keeps all of them.
     """
     if os.environ.get("LIGHTNING_LLM_TRACEBACK"):
         return None
@@ -122,7 +122,9 @@ def _message_to_user(error: BaseException) -> str | None:
         if _raised_on_purpose(cause):
             return str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
         cause = cause.__cause__ or cause.__context__
-    return None
+    from lightning_llm.cli.parse_errors import refusal_of_class
+
+    return refusal_of_class(str(error))
 
 
 def _raised_on_purpose(error: BaseException) -> bool:

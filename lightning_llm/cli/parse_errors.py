@@ -45,6 +45,8 @@ _NO_CLASS_PATH = re.compile(
     r"Dict must include a class_path and optionally init_args, but got (.+)"
 )
 _NO_SUBCLASS = re.compile(r"Not a valid subclass of ")
+_UNION = "Does not validate against any of the Union subtypes"
+_OTHER_TYPE = re.compile(r"Expected |Not a valid subclass|Not of type|Does not validate|Errors:")
 _NO_FILE = re.compile(r"File does not exist: '(.+)'")
 _NO_RECIPE = re.compile(r"arguments are required: .*\b(model|data)\b")
 # Of several alternatives that failed, one of these is the one that was meant.
@@ -140,6 +142,22 @@ def _dig(lines: list[str], outer: Problem) -> Problem:
         tuple(certain[:1] or issues or said),
         values[0] if values else "",
     )
+
+
+def refusal_of_class(message: str) -> str | None:
+    """Return what a class said when it was built for a key that takes several types.
+
+    jsonargparse then lists it, as text, among what every other type of the key says. None if the
+    message is no such list.
+    """
+    if not message.startswith(_UNION):
+        return None
+    lines = message.partition("\nGiven value type: ")[0].splitlines()
+    for number, line in enumerate(lines):
+        said = line.strip()
+        if said.startswith("- ") and not _OTHER_TYPE.match(said[2:]):
+            return "\n".join([said[2:], *(more.strip() for more in _block(lines, number))])
+    return None
 
 
 def _block(lines: list[str], number: int) -> list[str]:

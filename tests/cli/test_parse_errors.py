@@ -10,7 +10,7 @@ import yaml
 
 import lightning_llm.cli.training  # noqa: F401  # its log handler keeps the stderr it finds
 from lightning_llm.cli import main
-from lightning_llm.cli.parse_errors import check_strategy, find_problem
+from lightning_llm.cli.parse_errors import check_strategy, find_problem, refusal_of_class
 
 CHECKPOINTS = "lightning.pytorch.callbacks.ModelCheckpoint"
 
@@ -196,3 +196,31 @@ def test_commands_without_a_recipe_suggest_too(capsys: Any, command: str) -> Non
     with pytest.raises(SystemExit):
         main([command, "--checkpont", "x.ckpt"])
     assert "did you mean 'checkpoint'?" in capsys.readouterr().err
+
+
+def test_what_a_class_refuses_is_said_also_where_a_key_takes_several_types(
+    tmp_path: Path, capsys: Any
+) -> None:
+    content = recipe()
+    sizes = {"replicate_size": -1, "prefetch": -1}
+    strategy = {"class_path": "lightning_llm.strategies.FSDP2Strategy", "init_args": sizes}
+    content["trainer"]["strategy"] = strategy
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", str(path)]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("lightning-llm fit: error: FSDP2Strategy: ")
+    assert "replicate_size=-1" in last
+    assert "prefetch=-1" in last
+    assert "Namespace" not in last
+
+
+def test_a_refusal_of_several_lines_is_kept_whole() -> None:
+    message = (
+        "Does not validate against any of the Union subtypes\nSubtypes: [a, b]\nErrors:\n"
+        "  - Not a valid subclass of A\n  - Does not validate against any of the Union subtypes\n"
+        "    Errors:\n      - Expected a <class 'str'>\n      - two problems:\n          - one\n"
+        "          - two\nGiven value type: <class 'N'>\nGiven value: N(- three)"
+    )
+    assert refusal_of_class(message) == "two problems:\n- one\n- two"
+    assert refusal_of_class("another error") is None
