@@ -163,11 +163,15 @@ class TokenLossModule(L.LightningModule):
                 self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
                 return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            # A fused optimizer takes the scale out of the gradients itself, in its step.
+            self._grad_norm = self._grad_norm / scaler._get_scale_async()
         if gradient_clip_val:
-            self._grad_norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-        else:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+            clip = torch.nn.utils.clip_grads_with_norm_
+            clip(parameters, gradient_clip_val, self._grad_norm)
 
     @override
     def optimizer_step(

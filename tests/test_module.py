@@ -12,6 +12,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from fsdp2_runs import spawn
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -152,6 +153,23 @@ def test_clipping_and_logged_norm_match_torch(tmp_path: Any) -> None:
     assert norm > 0.1
     assert seen[0] == pytest.approx(0.1, rel=1e-3)
     assert float(run.callback_metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_norm_and_clipping_are_of_unscaled_gradients(fused: bool) -> None:
+    """With a gradient scaler, as of float16, a fused optimizer is given gradients still scaled."""
+    module = CausalLM(CONFIG, optimizer=lambda groups: torch.optim.SGD(groups, 1.0, fused=fused))
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    scaler = torch.amp.GradScaler("cpu")
+    fit = trainer(
+        max_steps=1,
+        gradient_clip_val=0.5,
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)],
+    )
+    fit.fit(module, DataLoader(make_rows(4), batch_size=4))
+    moved = [old - new.detach() for old, new in zip(before, module.parameters())]
+    assert torch.nn.utils.get_total_norm(moved).item() == pytest.approx(0.5, rel=1e-3)
+    assert 0.5 < float(fit.callback_metrics["grad_norm"]) < 5.0
 
 
 def test_logged_losses_are_token_means() -> None:
