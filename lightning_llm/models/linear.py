@@ -82,6 +82,22 @@ def _make_dense(weight: Tensor) -> None:
         weight.grad = weight.grad.to_dense()
 
 
+def own_part(weight: Tensor, *, summed: bool = False) -> Tensor:
+    """What this rank computes with: the weight, or its part of one that is spread over ranks.
+
+    Args:
+        weight: A tensor, or a ``DTensor`` over the ranks that share the layer.
+        summed: Every rank has all of it, and an addend of its gradient.
+    """
+    if not hasattr(weight, "device_mesh"):
+        return weight
+    from torch.distributed.tensor import Partial
+
+    spread: Any = weight
+    part: Tensor = spread.to_local(grad_placements=[Partial()] if summed else None)
+    return part
+
+
 def project(hidden: Tensor, weight: Tensor) -> Tensor:
     """``hidden @ weight.T``, whole on every rank where the rows of the weight are spread over them.
 

@@ -6,12 +6,13 @@ Shapes: N tokens, D model width, F inner width, E experts, K experts per token.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_llm.models.config import TransformerConfig
 from lightning_llm.models.feed_forward import ACTIVATIONS
 from lightning_llm.models.grouped_linear import grouped_linear
-from lightning_llm.models.linear import Linear
+from lightning_llm.models.linear import Linear, own_part
 from lightning_llm.models.precision import compute_dtype
 
 
@@ -33,7 +34,8 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (..., D) to (..., D), and gives the load-balancing loss, a float32 scalar."""
         tokens = x.flatten(0, -2)  # (N, D)
-        probabilities = self.router(tokens).softmax(dim=-1, dtype=torch.float32)  # (N, E)
+        scores = F.linear(tokens, own_part(self.router.weight, summed=True))
+        probabilities = scores.softmax(dim=-1, dtype=torch.float32)  # (N, E)
         weights, chosen = probabilities.topk(self.n_experts_per_token, dim=-1)  # (N, K)
         if self.normalize_weights:
             weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -97,12 +99,13 @@ class Experts(nn.Module):
         ends = torch.searchsorted(flat[order], experts, right=True, out_int32=True)
         dtype = compute_dtype(tokens)
         x = tokens.to(dtype)[order // n_chosen]  # (N K, D)
-        hidden = grouped_linear(x, self.up.to(dtype), ends)
+        hidden = grouped_linear(x, own_part(self.up).to(dtype), ends)
         if self.gate is None:
             hidden = self.activation(hidden)
         else:
-            hidden = self.activation(grouped_linear(x, self.gate.to(dtype), ends)) * hidden
-        y = grouped_linear(hidden, self.down.to(dtype), ends)
+            gate = own_part(self.gate).to(dtype)
+            hidden = self.activation(grouped_linear(x, gate, ends)) * hidden
+        y = grouped_linear(hidden, own_part(self.down).to(dtype), ends)
         # Back to (N, K, D) by scattering: its gradient is a gather, free of atomic additions.
         y = torch.empty_like(y).index_copy(0, order, y).view(n_tokens, n_chosen, -1)
         return (y * weights.unsqueeze(-1)).sum(dim=1).to(tokens.dtype), ends

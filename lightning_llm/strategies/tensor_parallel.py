@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -26,6 +26,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from lightning_llm.models import Transformer, TransformerConfig
+from lightning_llm.models.moe import MixtureOfExperts
 
 # Inputs of `Attention.forward` after the first: two rotary tables, mask, cache, token values.
 _WHOLE_INPUTS = 5
@@ -119,7 +120,6 @@ def find_problems(config: TransformerConfig, ranks: int) -> list[str]:
                 f"tensor_parallel_size that divides {value}"
             )
     unsplit = {
-        "n_experts": (config.n_experts, 0),
         "attention_score": (config.attention_score, "dot"),
         "qk_norm_scope": (config.qk_norm_scope, "head"),
         "residual_scalars": (config.residual_scalars, False),
@@ -160,9 +160,43 @@ def _split_block(block: nn.Module, mesh: DeviceMesh) -> None:
         plan[name] = SequenceParallel(use_local_output=True)
     for name in ("attention.q_norm", "attention.k_norm"):  # on (B, T, G / N, R or 1, Dh)
         plan[name] = SequenceParallel(sequence_dim=2, use_local_output=True)
+    if isinstance(block.mlp, MixtureOfExperts):
+        plan = {name: style for name, style in plan.items() if name.split(".")[0] != "mlp"}
+        _split_experts(block.mlp, mesh)
     present = {name for name, child in block.named_modules() if child is not None}
     plan = {name: style for name, style in plan.items() if name in present}
     parallelize_module(block, mesh, plan, src_data_rank=None)
+
+
+def _split_experts(mlp: MixtureOfExperts, mesh: DeviceMesh) -> None:
+    """Every expert by hidden units, so that ranks have equally much to do, whoever is chosen.
+
+    All ranks choose for all tokens. Each has an addend of the experts' outputs, and so of every
+    gradient: of the tokens, and of the router.
+    """
+    for name, dim in (("up", 1), ("gate", 1), ("down", 2)):
+        weight = getattr(mlp.experts, name)
+        if weight is not None:
+            part = distribute_tensor(weight.data, mesh, [Shard(dim)], src_data_rank=None)
+            setattr(mlp.experts, name, nn.Parameter(part, weight.requires_grad))
+    router = mlp.router.weight
+    whole = DTensor.from_local(router.data, mesh, [Replicate()], run_check=False)
+    mlp.router.weight = nn.Parameter(whole, router.requires_grad)
+
+    def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        share = DTensor.from_local(inputs[0], mesh, [Shard(1)], run_check=False)
+        tokens = share.redistribute(placements=[Replicate()])
+        return tokens.to_local(grad_placements=[Partial()])
+
+    def scatter(_: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        addend, loss = outputs
+        spread = DTensor.from_local(addend, mesh, [Partial()], run_check=False)
+        share = spread.redistribute(placements=[Shard(1)]).to_local()
+        one_of_many = loss / mesh.size()  # all ranks have the whole loss, and add its gradients up
+        return share, one_of_many + (loss - one_of_many).detach()
+
+    mlp.register_forward_pre_hook(gather)
+    mlp.register_forward_hook(scatter)
 
 
 def _split_rest(model: Transformer, mesh: DeviceMesh) -> None:

@@ -45,6 +45,15 @@ def parallel_residual() -> CausalLM:
     return CausalLM(config)
 
 
+def experts() -> CausalLM:
+    return CausalLM(replace(CONFIG, n_experts=4, router_aux_loss_weight=0.1))
+
+
+def unbalanced() -> CausalLM:
+    """Balance is a matter of the rows of a rank, which differ with their number."""
+    return CausalLM(replace(CONFIG, n_experts=4, router_aux_loss_weight=0.0))
+
+
 def with_muon() -> CausalLM:
     return CausalLM(CONFIG, optimizer=partial(Muon, lr=1e-2))
 
@@ -77,6 +86,8 @@ def two_ranks(directory: Path) -> dict[str, Any]:
         "accumulated": split(grouped, strategy=Split(), accumulate_grad_batches=3),
         "untied": split(untied, strategy=Split(activation_checkpointing="full")),
         "parallel": split(parallel_residual, strategy=Split()),
+        "experts": split(experts, strategy=Split(), save=directory / "experts.ckpt"),
+        "experts, compiled": split(experts, strategy=Split(**COMPILED)),  # type: ignore[arg-type]
         "compiled": split(grouped, strategy=Split(**COMPILED)),  # type: ignore[arg-type]
         "bf16": split(grouped, strategy=Split(), plugins=[BF16MixedPrecision()]),
         "one file": split(
@@ -112,6 +123,7 @@ def four_ranks(directory: Path) -> dict[str, Any]:
     return {
         "grouped": fit(grouped, devices=4, strategy=mesh(), save=directory / "mesh.ckpt"),
         "untied": fit(untied, devices=4, strategy=mesh(), accumulate_grad_batches=2),
+        "unbalanced": fit(unbalanced, devices=4, strategy=mesh()),
         "muon": fit(with_muon, devices=4, strategy=mesh(), save=directory / "muon.ckpt"),
         "muon from shards": fit(
             with_muon,

@@ -41,6 +41,8 @@ def single(directory: Path) -> dict[str, Any]:
         "untied": fit(check.untied),
         "untied, accumulated": fit(check.untied, accumulate_grad_batches=2),
         "parallel": fit(check.parallel_residual),
+        "experts": fit(check.experts),
+        "unbalanced": fit(check.unbalanced),
         "muon": fit(check.with_muon),
     }
 
@@ -79,6 +81,8 @@ def assert_same_state(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         ("accumulated", "accumulated"),
         ("untied", "untied"),
         ("parallel", "parallel"),
+        ("experts", "experts"),
+        ("experts, compiled", "experts"),
         ("compiled", "grouped"),
         ("one file", "grouped"),
     ],
@@ -97,6 +101,7 @@ def test_two_groups_of_two_train_like_one(
     for rank in mesh:
         assert_same_training(rank["grouped"], single["grouped"])
         assert_same_training(rank["untied"], single["untied, accumulated"])
+        assert_same_training(rank["unbalanced"], single["unbalanced"])
 
 
 @distributed
@@ -131,10 +136,11 @@ def test_checkpoints_cross_layouts_exactly(
         "split.ckpt": ranks[0]["grouped"],
         "file.ckpt": ranks[0]["one file"],
         "mesh.ckpt": mesh[0]["grouped"],
+        "experts.ckpt": ranks[0]["experts"],
     }
     for name, run in saved.items():
         resumed = fit(
-            check.grouped,
+            check.experts if name == "experts.ckpt" else check.grouped,
             seed=9,
             ckpt_path=directory / name,
             plugins=[AtomicCheckpointIO()],
@@ -171,7 +177,6 @@ def test_states_of_muon_cross_layouts_exactly(
     [
         ({"n_kv_heads": 1}, "n_kv_heads=1 is no multiple of 2; use n_kv_heads=2"),
         ({"hidden_dim": 33}, "hidden_dim=33 is no multiple of 2"),
-        ({"n_experts": 4}, "n_experts=4 cannot be split"),
         ({"positions": "alibi"}, "positions='alibi' cannot be split"),
         ({"qk_norm_scope": "all_heads"}, "qk_norm_scope='all_heads' cannot be split"),
         ({"attention_score": "cosine", "qk_norm": False}, "attention_score='cosine'"),
