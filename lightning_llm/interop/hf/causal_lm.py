@@ -300,7 +300,10 @@ def _pretrained_network(name_or_path: str | Path, dtype: str, revision: str | No
 
     path = Path(name_or_path)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} holds no config.json, so it is no exported model")
+        raise FileNotFoundError(
+            f"{path} holds no config.json, so it is no exported model; make one of a checkpoint "
+            "with `lightning-llm export`"
+        )
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(name_or_path, **options)

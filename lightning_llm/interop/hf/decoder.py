@@ -81,7 +81,10 @@ class Decoder:
         self._rule = logit_rule(model.config)
         base = model.base_model
         if base is model or model.get_output_embeddings() is None:
-            raise ValueError(f"{self._what()} has no decoder or no output embeddings")
+            raise ValueError(
+                f"{self._what()} has no decoder or no output embeddings, of which the chunked loss "
+                "is made; use another architecture"
+            )
         parameters = inspect.signature(base.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._takes = {

@@ -112,7 +112,9 @@ class SafetensorsFolder(Mapping[str, Tensor]):
         self._file_of: dict[str, Path] = {}
         for file in files:
             if not file.is_file():
-                raise FileNotFoundError(f"{file} is named by {index.name} and missing")
+                raise FileNotFoundError(
+                    f"{file} is named by {index.name} and missing; copy the folder again, whole"
+                )
             with _opened(file) as handle:
                 self._file_of.update(dict.fromkeys(handle.keys(), file))
 
@@ -141,7 +143,10 @@ def _find(path_or_name: str | Path) -> Path:
     folder = Path(path_or_name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no config.json, so it is no exported model")
+            raise FileNotFoundError(
+                f"{folder} holds no config.json, so it is no exported model; make one of a "
+                "checkpoint with `lightning-llm export`"
+            )
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

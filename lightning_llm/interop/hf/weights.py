@@ -219,7 +219,10 @@ def _check_keys(expected: set[str], found: set[str], where: str) -> None:
     if missing or extra:
         parts = [f"missing {_listed(missing)}"] if missing else []
         parts += [f"unexpected {_listed(extra)}"] if extra else []
-        raise ValueError(f"{where} does not fit the configuration: {'; '.join(parts)}")
+        raise ValueError(
+            f"{where} does not fit the configuration: {'; '.join(parts)}. The two are of different "
+            "models, or of one only in part"
+        )
 
 
 def _listed(names: list[str], limit: int = 5) -> str:

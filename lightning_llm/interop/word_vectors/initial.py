@@ -84,9 +84,15 @@ def load_word_vectors(
     known = found.exact | found.composed
     rows, dim = weight.shape
     if len(known) > rows:
-        raise ValueError(f"the embedding has {rows} rows, the tokenizer {len(known)} ids.")
+        raise ValueError(
+            f"the embedding has {rows} rows, the tokenizer {len(known)} ids. Raise the model's "
+            "vocab_size, or use its own tokenizer."
+        )
     if not known.any():
-        raise ValueError(f"{path}: none of its {found.num_words} words is in the vocabulary.")
+        raise ValueError(
+            f"{path}: none of its {found.num_words} words is in the vocabulary. Use vectors of the "
+            "corpus's language, or a tokenizer of words (algorithm: word)."
+        )
     scale = float(weight.float().std()) if std is None else std
     values = _fitted(found.vectors[known].astype(np.float64), dim, seed)
     values *= scale / max(values.std(), 1e-12)
