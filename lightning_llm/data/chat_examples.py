@@ -126,7 +126,10 @@ def _message(given: Any, where: str) -> Message:
         known = ", ".join([*_ROLES, *_SHARED_ROLES])
         raise ValueError(f"{where}: unknown role {role!r}; known are {known}.")
     if not isinstance(content, str):
-        raise ValueError(f"{where}: content: expected a text, got {content!r:.60}.")
+        hint = ""
+        if given.get("tool_calls"):
+            hint = " Calls of tools are learned as text: write them into content."
+        raise ValueError(f"{where}: content: expected a text, got {content!r:.60}.{hint}")
     if role == "assistant" and not content.strip():
         raise ValueError(f"{where}: the assistant's turn is empty.")
     return {"role": role, "content": content}

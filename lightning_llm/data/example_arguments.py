@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from lightning_llm.data.sources import expand_files
 ExamplePacking = Literal["best_fit", "pad"]
 Files = str | Path | Sequence[str | Path]
 
+# What users write for the place of what is learned, as if the template held the whole example.
+_LEARNED = ("target", "answer", "answers")
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 _AT_LEAST = {
     "seq_len": 1,
@@ -52,11 +55,19 @@ def check_examples(owner: str, arguments: Mapping[str, Any], problems: Sequence[
 
 def template_problems(template: str, fields: Sequence[str]) -> list[str]:
     """Return what is wrong with a prompt's template, in which each field stands once."""
-    return [
+    problems = [
         f"template={template!r} must contain {{{name}}} once"
         for name in fields
         if template.count(f"{{{name}}}") != 1
     ]
+    named = dict.fromkeys(re.findall(r"\{(\w+)\}", template))
+    problems += [
+        f"template={template!r} is the prompt alone, and {{{name}}} would stay in it as it is: "
+        f"what is to be learned follows it by itself, and its fields are {', '.join(fields)}"
+        for name in named
+        if name in _LEARNED
+    ]
+    return problems
 
 
 def _source_problems(given: Mapping[str, Any]) -> list[str]:

@@ -139,15 +139,32 @@ class PreparedExamples:
         return cached_tokenizer(folder, self._trained_tokenizer, entry=folder)
 
     def _trained_tokenizer(self) -> PreTrainedTokenizerFast:
-        texts = (
-            text
-            for part, row in self._rows("train")
-            if part == "train"
-            for text in self.task.texts(row)
-        )
-        tokenizer = train_tokenizer(self.task.adapted(self.tokenizer_spec), texts)
+        tokenizer = train_tokenizer(self.task.adapted(self.tokenizer_spec), self._training_texts())
         self.task.equip(tokenizer)
         return tokenizer
+
+    def _training_texts(self) -> Iterator[str]:
+        rows = 0
+        trained = False
+        for part, row in self._rows("train"):
+            rows += 1
+            if part == "train":
+                trained = True
+                yield from self.task.texts(row)
+        if rows and not trained:
+            raise ValueError(
+                f"none of {rows} rows is left to train on.{self._split_remedy('train')}"
+            )
+
+    def _split_remedy(self, part: Part) -> str:
+        """Return what to do about a part that the split by content left empty."""
+        if not self._splits or part == "test":
+            return ""
+        size = "larger" if part == "val" else "smaller"
+        return (
+            f" val_fraction={self.val_fraction} of the rows validate, equal ones together: "
+            f"give more rows, a {size} fraction or validation data."
+        )
 
     def prepare(self) -> dict[Part, StoredExamples]:
         """Return the examples of each part, writing them if they are not in the cache.
@@ -214,15 +231,9 @@ class PreparedExamples:
         for part, count in counts.items():
             if count["targets"]:
                 continue
-            remedy = ""
-            if part == "val" and self._splits:
-                remedy = (
-                    f" val_fraction={self.val_fraction} of the training rows validate: give "
-                    "more rows, a larger fraction or validation data."
-                )
             raise ValueError(
                 f"the {part} part has no example with a target ({count['examples']} examples; "
-                f"{skipped} rows of all parts were left out as empty).{remedy}"
+                f"{skipped} rows of all parts were left out as empty).{self._split_remedy(part)}"
             )
 
 

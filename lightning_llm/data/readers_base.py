@@ -66,20 +66,26 @@ def strip_bom(head: bytes) -> bytes:
     return head.removeprefix(_BOM)
 
 
-def invalid_utf8(where: str, error: UnicodeDecodeError, offset: int | None = None) -> Exception:
+def invalid_utf8(
+    where: str, error: UnicodeDecodeError, offset: int | None = None, *, choice: bool = True
+) -> Exception:
     """Build the error for bytes that are not UTF-8.
 
     Args:
         where: ``file:line`` or ``file:row N``.
         error: What the decoder raised.
         offset: Byte offset of the bad byte in the (decompressed) file, where it is known.
+        choice: Whether the reader's user has an argument ``errors``.
     """
+    remedy = (
+        ', or use errors="replace" to put U+FFFD in its place or errors="skip" to leave the '
+        "document out."
+    )
     bad = error.object[error.start : error.start + 1].hex()
     place = f" at byte offset {offset}" if offset is not None else ""
     return InvalidTextError(
         f"{where}: invalid UTF-8 byte 0x{bad}{place} ({error.reason}). "
-        f"{_other_encoding(error, offset)} to UTF-8, or use "
-        'errors="replace" to put U+FFFD in its place or errors="skip" to leave the document out.'
+        f"{_other_encoding(error, offset)} to UTF-8{remedy if choice else '.'}"
     )
 
 

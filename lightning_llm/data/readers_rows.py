@@ -90,8 +90,14 @@ def raw_lines(path: Path) -> Iterator[tuple[bytes, str, int]]:
             offset += len(raw)
 
 
-def parse_line(line: bytes, where: str, offset: int, errors: DecodeErrors) -> Any:
-    """Return the JSON value of a line; ``offset`` is that of the line in its file.
+def parse_line(line: bytes, where: str, offset: int, errors: DecodeErrors | None) -> Any:
+    """Return the JSON value of a line.
+
+    Args:
+        line: The line.
+        where: Its place.
+        offset: Of the line in its file.
+        errors: What to do with bytes that are not UTF-8; None where nobody can choose: refused.
 
     Raises:
         ValueError: It is no JSON, or not UTF-8; ``where`` is named.
@@ -99,7 +105,8 @@ def parse_line(line: bytes, where: str, offset: int, errors: DecodeErrors) -> An
     try:
         decoded = line.rstrip().decode("utf-8", "replace" if errors == "replace" else "strict")
     except UnicodeDecodeError as error:
-        raise invalid_utf8(where, error, offset + error.start) from None
+        choice = errors is not None
+        raise invalid_utf8(where, error, offset + error.start, choice=choice) from None
     try:
         return json.loads(decoded)
     except json.JSONDecodeError as error:

@@ -191,7 +191,7 @@ def _text_lines(path: Path) -> Iterator[tuple[str, str]]:
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            raise invalid_utf8(where, error, offset + error.start) from None
+            raise invalid_utf8(where, error, offset + error.start, choice=False) from None
         yield text.removesuffix("\n").removesuffix("\r"), where
 
 
@@ -199,7 +199,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
     for line, where, offset in raw_lines(path):
         if not line.strip():
             continue
-        row = parse_line(line, where, offset, "strict")
+        row = parse_line(line, where, offset, errors=None)
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
         yield row, where

@@ -222,6 +222,10 @@ def test_templates_that_cannot_be_followed(tmp_path: Path, template: str, proble
         ({"messages": [{"role": "judge", "content": "a"}]}, r"\[0\]: unknown role 'judge'; known"),
         ({"messages": [*CHAT[:2], {"role": "assistant", "content": " "}]}, "turn is empty"),
         ({"messages": [{"role": "user"}]}, "content: expected a text, got None"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
+            "content: expected a text, got None. Calls of tools are learned as text",
+        ),
     ],
 )
 def test_conversations_that_are_refused(tmp_path: Path, row: Any, problem: str) -> None:

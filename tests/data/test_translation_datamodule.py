@@ -13,7 +13,7 @@ import torch
 from task_batches import SMALL, documents_as_text, targets_as_text, write_lines
 
 from lightning_llm import CausalLM
-from lightning_llm.data import TranslationDataModule
+from lightning_llm.data import TokenizerSpec, TranslationDataModule
 from lightning_llm.data.loader import TokenLoader
 from lightning_llm.models import TransformerConfig
 
@@ -240,8 +240,12 @@ def test_what_is_wrong_with_files_is_said_with_the_place(
     with pytest.raises(ValueError, match=r"bad.jsonl:1: no field 'en'.*Set source_field"):
         module(tmp_path, train_files=jsonl, source_field="en").prepare_data()
     (tmp_path / "latin.en").write_bytes("caf\xe9\n".encode("latin-1") * 30)
-    with pytest.raises(ValueError, match=r"latin.en:1: invalid UTF-8 byte 0xe9"):
+    with pytest.raises(ValueError, match=r"latin.en:1: invalid UTF-8 byte 0xe9") as invalid:
         module(tmp_path, **{**pairs, "train_source": tmp_path / "latin.en"}).prepare_data()
+    assert str(invalid.value).endswith("convert it to UTF-8.")  # there is no argument `errors`
+    (tmp_path / "bad.jsonl").write_bytes('{"source": "é"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"bad.jsonl:1: invalid UTF-8 .* convert it to UTF-8.$"):
+        module(tmp_path, train_files=tmp_path / "bad.jsonl").prepare_data()
     (tmp_path / "a.csv").write_text("a,b")
     with pytest.raises(ValueError, match=r"a.csv: rows are read from .jsonl, .parquet, .tsv"):
         module(tmp_path, train_files=tmp_path / "a.csv").prepare_data()
@@ -262,6 +266,7 @@ def test_arguments_are_checked_together(tmp_path: Path) -> None:
     for part in (
         "give train_source and train_target together",
         "must contain {source} once",
+        "and {target} would stay in it as it is",
         "packing='concat' must be one of best_fit, pad",
         "too_long='cut' must be one of drop, truncate",
         "seq_len=0 must be at least 1",
@@ -271,3 +276,15 @@ def test_arguments_are_checked_together(tmp_path: Path) -> None:
         assert part in str(error.value)
     with pytest.raises(ValueError, match="no training data: give train_files, train_source and"):
         module(tmp_path)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_split_that_leaves_no_row_to_train_on_is_said(tmp_path: Path, pretrained: bool) -> None:
+    same = write_lines(tmp_path / "same.tsv", ["one\ttwo"] * 9)  # equal rows go to one side
+    options: dict[str, Any] = {"train_files": same, "val_fraction": 0.99}
+    if pretrained:
+        folder = tmp_path / "tokenizer"
+        module(tmp_path, train_files=same).tokenizer.save_pretrained(folder)
+        options["tokenizer"] = TokenizerSpec(pretrained=str(folder))
+    with pytest.raises(ValueError, match=r"val_fraction=0.99 .* a smaller fraction"):
+        module(tmp_path, **options).prepare_data()
