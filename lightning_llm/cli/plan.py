@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 
+from lightning_llm import HFCausalLM
 from lightning_llm.cli.training import RecipeCLI, prepare_parsing
 from lightning_llm.planning import (
     Numerics,
@@ -41,8 +43,10 @@ class PlanCLI(RecipeCLI):
 
     def instantiate_classes(self) -> None:
         """Build on the meta device, with the vocabulary the recipe names."""
-        self.data_options = dict((self.config.data or {}).get("init_args") or {})
+        given = (self.config.data or {}).get("init_args")
+        self.data_options = given.as_dict() if given else {}
         config = self.config.clone()
+        _check_class(config.model.class_path)
         config.data = None
         config.trainer.callbacks = config.trainer.logger = None
         size = _named_vocabulary(self.data_options)
@@ -80,6 +84,18 @@ def run_of(cli: PlanCLI) -> Run:
     if run.tokens is not None:
         return run
     return replace(run, tokens=_tokens_of(cli.model, trainer, run))
+
+
+def _check_class(class_path: str) -> None:
+    """Refuse modules around a network of transformers, which would read weights to be built."""
+    named = resolve_name(class_path)  # a class, or a classmethod that builds one
+    if isinstance(named, type) and issubclass(named, HFCausalLM):
+        raise ValueError(
+            f"{named.__name__} cannot be planned: activations and operations of networks of "
+            "transformers are not known. For an architecture that has a table, the plan of "
+            "recipes/finetune/full.yaml with the same model (--model.init_args.path_or_name) tells "
+            "what training all of its weights takes"
+        )
 
 
 def _named_vocabulary(data: dict[str, Any]) -> int | None:

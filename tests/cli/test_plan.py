@@ -120,3 +120,20 @@ def test_what_cannot_be_planned_is_named(
         code = int(stop.code or 0)
     assert code != 0
     assert message in capsys.readouterr().err
+
+
+def test_the_vocabulary_is_the_one_that_the_tokenizer_is_trained_to(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    quickstart = ("--config", str(RECIPES / "quickstart.yaml"), "--format", "json")
+    few = json.loads(plan(capsys, *quickstart, "--data.init_args.tokenizer.vocab_size=1000"))
+    many = json.loads(plan(capsys, *quickstart))
+    assert many["parameters"] - few["parameters"] == (4096 - 1000) * 256
+    assert many["parameters"] == 4_262_144  # what the run counts
+
+
+def test_a_network_of_transformers_is_refused_before_its_weights_are_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", "--config", str(RECIPES / "finetune" / "lora.yaml")]) == 1
+    assert "HFCausalLM cannot be planned" in capsys.readouterr().err
