@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.distributed.device_mesh import DeviceMesh
-
 from lightning_llm.planning.fake_layers import (
+    Sharing,
     autocast,
     block_inputs,
     block_length,
@@ -19,7 +18,7 @@ from lightning_llm.planning.fake_layers import (
     fake_network,
     kinds_of_layers,
     mask_elements,
-    token_ids,
+    network_inputs,
 )
 from lightning_llm.planning.living import Living, local
 from lightning_llm.planning.run import Run
@@ -59,33 +58,33 @@ def trace_activations(run: Run, mode: ActivationCheckpointing) -> Activations:
     """Activations of a run's ``CausalLM`` under a mode of checkpointing, on one rank.
 
     Raises:
-        ValueError: Layers are to be split over ranks that they cannot be split over.
+        ValueError: Layers or sequences are to be shared by ranks that cannot share them.
     """
     config = run.module.model.config
     tokens = copies = largest = 0.0
-    with fake_arithmetic(run) as mesh:
+    with fake_arithmetic(run) as sharing:
         for layers in kinds_of_layers(config):
-            kept = _trace_block(run, layers[0], mode, mesh)
-            plain = kept if mode == "none" else _trace_block(run, layers[0], "none", mesh)
+            kept = _trace_block(run, layers[0], mode, sharing)
+            plain = kept if mode == "none" else _trace_block(run, layers[0], "none", sharing)
             tokens += kept[0] * len(layers)
             copies += kept[1] * len(layers)
             largest = max(largest, sum(plain))
-        if mesh is None:
+        if not sharing:
             # The embedding's output, which blocks do not make; the last norm's, and its scale.
             ends = float(run.tokens_per_rank * config.dim * (run.param_dtype.itemsize + 4))
         else:
-            ends = _trace_ends(run, mesh)
+            ends = _trace_ends(run, sharing)
     windows = {config.layer_window(layer) for layer in range(config.n_layers)}
     masks = sum(mask_elements(run, window) for window in windows) * run.numerics.compute.itemsize
     return Activations(tokens + ends, copies, masks, largest)
 
 
 def _trace_block(
-    run: Run, layer: int, mode: ActivationCheckpointing, mesh: DeviceMesh | None
+    run: Run, layer: int, mode: ActivationCheckpointing, sharing: Sharing
 ) -> tuple[float, float]:
     """Bytes that one call of a block leaves behind: that grow with the tokens, and of weights."""
     length = block_length(run)
-    block = fake_block(run, layer, mesh)
+    block = fake_block(run, layer, sharing)
     weights, inputs = list(block.parameters()), block_inputs(run, layer, length)
     with Living([*inputs, *weights]) as living:
         with autocast(run):
@@ -101,14 +100,14 @@ def _trace_block(
     return grows * run.seq_len / length, float(fixed)
 
 
-def _trace_ends(run: Run, mesh: DeviceMesh) -> float:
+def _trace_ends(run: Run, sharing: Sharing) -> float:
     """Bytes that embedding, last norm and the joining of the sequence leave behind."""
-    network, ids = fake_network(run, mesh), token_ids(run)
+    network, inputs = fake_network(run, sharing), network_inputs(run)
     with autocast(run):
-        network.backbone(ids)  # tables of positions are made once
-    with Living([ids, *network.parameters()]) as living:
+        network.backbone(**inputs)  # tables of positions are made once
+    with Living([*inputs.values(), *network.parameters()]) as living:
         with autocast(run):
-            hidden = network.backbone(ids)
+            hidden = network.backbone(**inputs)
         found = living.storages(touched_only=False)
     assert hidden.requires_grad
     return float(sum(storage.nbytes() for storage, _ in found))

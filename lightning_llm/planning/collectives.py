@@ -12,7 +12,8 @@ class Collective:
     Attributes:
         operation: ``"all_gather"``, ``"reduce_scatter"`` or ``"all_reduce"``.
         over: ``"shards"`` (ranks that hold one copy), ``"replicas"``, ``"tensor"`` (ranks that
-            share every layer), ``"copy"`` (shards of all of these) or ``"all"``.
+            share every layer), ``"context"`` (every sequence), ``"copy"`` (shards of all of these)
+            or ``"all"``.
         ranks: That take part.
         calls: Per step.
         bytes: Of one rank over all calls: of the larger of what goes in and what comes out.

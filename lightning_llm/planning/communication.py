@@ -26,7 +26,7 @@ def plan_communication(run: Run, units: list[Unit], optimizer: Any) -> list[Coll
         planned += _matrices(run, units, optimizer)
         if run.clips_gradients:
             planned += _norm(run, units)
-    if run.parallelism.tensor > 1:
+    if run.parallelism.tensor * run.parallelism.context > 1:
         planned += plan_split_layers(run)
     if run.data_ranks > 1:
         # The number of target tokens, by which gradients are divided.

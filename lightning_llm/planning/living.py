@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ _COLLECTIVES = {
 }
 
 
+class Sent(NamedTuple):
+    """A call to other ranks: bytes of the larger of what goes in and what comes out."""
+
+    operation: str
+    bytes: int
+    group: str  # name of the process group
+
+
 class Living(TorchDispatchMode):
     """Notes the memory that operators return, to see which of it outlives the call.
 
@@ -28,8 +36,7 @@ class Living(TorchDispatchMode):
         known: Tensors whose memory does not count.
 
     Attributes:
-        sent: Collectives of split layers in order: operation, and bytes of the larger of what
-            goes in and what comes out.
+        sent: Collectives of split layers and sequences, in order.
     """
 
     def __init__(self, known: list[Any]) -> None:
@@ -37,7 +44,7 @@ class Living(TorchDispatchMode):
         self.known = [local(t).untyped_storage() for t in known if isinstance(t, Tensor)]
         self.seen: dict[int, tuple[weakref.ref[Any], torch.Size]] = {}
         self.touched: set[int] = set()
-        self.sent: list[tuple[str, int]] = []
+        self.sent: list[Sent] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor | AsyncCollectiveTensor) for kind in types):
@@ -52,7 +59,7 @@ class Living(TorchDispatchMode):
             self.touched |= {id(tensor.untyped_storage()) for tensor in tensors + given}
         if func.namespace == "_c10d_functional" and name in _COLLECTIVES:
             size = max(tensor.nbytes for tensor in tensors + given)
-            self.sent.append((_COLLECTIVES[name], size))
+            self.sent.append(Sent(_COLLECTIVES[name], size, args[-1]))
         return result
 
     def _note(self, tensor: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_llm.planning.collectives import Collective, bytes_by_operation
 from lightning_llm.planning.communication import plan_communication
 from lightning_llm.planning.devices import Device
+from lightning_llm.planning.fake_layers import sequence_multiple
 from lightning_llm.planning.memory import Memory, plan_memory
 from lightning_llm.planning.optimizer_states import optimizer_of
 from lightning_llm.planning.run import Run
@@ -111,6 +112,7 @@ class Plan:
             "shards": run.parallelism.shards,
             "replicas": run.parallelism.replicas,
             "tensor_parallel": run.parallelism.tensor,
+            "context_parallel": run.parallelism.context,
             "activation_checkpointing": run.parallelism.activation_checkpointing,
             "compile": run.parallelism.compile,
             "precision": run.numerics.name,
@@ -139,12 +141,7 @@ def make_plan(run: Run, device: Device) -> Plan:
             f"seq_len={run.seq_len} is longer than the model's max_seq_len={config.max_seq_len}; "
             f"lower seq_len or raise config.max_seq_len"
         )
-    tensor = run.parallelism.tensor
-    if run.seq_len % tensor:
-        raise ValueError(
-            f"tensor_parallel_size={tensor} splits sequences, and seq_len={run.seq_len} is no "
-            f"multiple of it; use seq_len={run.seq_len // tensor * tensor or tensor}"
-        )
+    _check_sequences(run)
     plan = _plan(run, device)
     if plan.fits:
         return plan
@@ -160,6 +157,22 @@ def make_plan(run: Run, device: Device) -> Plan:
         if better.fits:
             break
     return replace(plan, changes=tuple(words.values()), changed_total=changed.memory.total)
+
+
+def _check_sequences(run: Run) -> None:
+    tensor, context = run.parallelism.tensor, run.parallelism.context
+    multiple = sequence_multiple(tensor, context)
+    if run.seq_len % multiple == 0:
+        return
+    usable = run.seq_len // multiple * multiple or multiple
+    sizes = [f"tensor_parallel_size={tensor}"] if tensor > 1 else []
+    sizes += [f"context_parallel_size={context}"] if context > 1 else []
+    verb = "splits" if len(sizes) == 1 else "split"
+    of = "it" if multiple == tensor else str(multiple)
+    raise ValueError(
+        f"{' and '.join(sizes)} {verb} sequences, and seq_len={run.seq_len} is no multiple of "
+        f"{of}; use seq_len={usable}"
+    )
 
 
 def _plan(run: Run, device: Device) -> Plan:
@@ -211,7 +224,7 @@ def _remedies(run: Run, device: Device) -> Iterator[tuple[str, str, Run]]:
             run = replace(run, parallelism=parallel)
             yield "reduction", "strategy reduce_every_micro_batch: true", run
     if parallel.replicas > 1 and parallel.kind == "fsdp2":
-        parallel = replace(parallel, shards=run.data_ranks, replicas=1)
+        parallel = replace(parallel, shards=run.world_size // parallel.tensor, replicas=1)
         run = replace(run, parallelism=parallel)
         yield "replicas", "strategy replicate_size: 1", run
     for split in _split_further(run, device):
@@ -240,8 +253,11 @@ def _more_devices(run: Run) -> Iterator[tuple[str, str, Run]]:
 def _split_further(run: Run, device: Device) -> Iterator[Run]:
     """The run with twice, four times, ... as many ranks that share every layer, of one machine."""
     parallel, tensor = run.parallelism, run.parallelism.tensor * 2
-    while parallel.kind == "fsdp2" and tensor <= device.per_node and run.world_size % tensor == 0:
-        if find_problems(run.module.model.config, tensor) or run.seq_len % tensor:
+    context = parallel.context
+    while parallel.kind == "fsdp2" and tensor <= device.per_node:
+        if run.world_size % (tensor * context) or run.seq_len % sequence_multiple(tensor, context):
+            return
+        if find_problems(run.module.model.config, tensor):
             return
         parallel = replace(parallel, tensor=tensor, shards=run.world_size // tensor)
         more = run.accumulate_grad_batches * 2

@@ -37,11 +37,13 @@ def _model(plan: Plan) -> Iterator[str]:
     yield f"{run.world_size:,} x {plan.device.name}, {spread.kind}, {run.numerics.name}, {compiled}"
     if copies:
         shared = f", every layer split over {spread.tensor}" if spread.tensor > 1 else ""
+        shared += f", every sequence shared by {spread.context}" if spread.context > 1 else ""
         yield f"  {copies}{shared}"
     yield _row("parameters", f"{plan.parameters:,}")
     yield _row("FLOPs per token", f"{plan.flops_per_token:.4g}", "forward and backward pass")
     step = f"{run.micro_batch_size} x {run.seq_len} x {run.accumulate_grad_batches} micro-batches"
-    groups = f"{run.data_ranks:,} {'ranks' if spread.tensor == 1 else 'groups of ranks'}"
+    alone = run.data_ranks == run.world_size
+    groups = f"{run.data_ranks:,} {'ranks' if alone else 'groups of ranks'}"
     yield _row("tokens per step", f"{run.tokens_per_step:,}", f"{step} x {groups}")
 
 

@@ -23,6 +23,7 @@ class Parallelism:
         shards: Ranks that one copy of the weights is spread over.
         replicas: Copies of the weights.
         tensor: Ranks that share every layer.
+        context: Ranks that share every sequence; among the shards.
         reshard_after_forward: See ``FSDP2Strategy``.
         reduce_every_micro_batch: As above.
         reduce_dtype: As above; of gradients under bfloat16 compute.
@@ -37,6 +38,7 @@ class Parallelism:
     shards: int = 1
     replicas: int = 1
     tensor: int = 1
+    context: int = 1
     reshard_after_forward: bool | int = True
     reduce_every_micro_batch: bool = False
     reduce_dtype: torch.dtype = torch.float32
@@ -83,23 +85,21 @@ class Parallelism:
     @classmethod
     def _of_fsdp2(cls, strategy: Any, world_size: int, options: dict[str, Any]) -> Parallelism:
         copies, tensor = strategy.replicate_size, strategy.tensor_parallel_size
-        if strategy.context_parallel_size != 1:
+        context, given = strategy.context_parallel_size, strategy._data_parallel_size
+        others = copies * context * tensor
+        readers = max(1, world_size // others) if given == "auto" else int(given)
+        if readers * others != world_size:
             raise ValueError(
-                f"context_parallel_size={strategy.context_parallel_size} cannot be planned; plan "
-                f"with context_parallel_size=1, whose activations are those of longer shares"
-            )
-        given = strategy._data_parallel_size
-        shards = max(1, world_size // (copies * tensor)) if given == "auto" else int(given)
-        if shards * copies * tensor != world_size:
-            raise ValueError(
-                f"data_parallel_size={given}, replicate_size={copies} and "
-                f"tensor_parallel_size={tensor} must multiply to world_size={world_size}"
+                f"data_parallel_size={given}, replicate_size={copies}, "
+                f"context_parallel_size={context} and tensor_parallel_size={tensor} must multiply "
+                f"to world_size={world_size}"
             )
         return cls(
             "fsdp2",
-            shards=shards,
+            shards=readers * context,
             replicas=copies,
             tensor=tensor,
+            context=context,
             reshard_after_forward=strategy.reshard_after_forward,
             reduce_every_micro_batch=strategy.reduce_every_micro_batch,
             reduce_dtype=getattr(torch, strategy.reduce_dtype),
@@ -198,6 +198,7 @@ class Run:
         accumulate_grad_batches: Micro-batches of a step.
         clips_gradients: Whether the norm of the gradients is computed in every step.
         tokens: Of the whole run; None where the recipe does not say.
+        documents: Whether batches have ``document_ids``, for which masks are made.
     """
 
     module: Any
@@ -209,6 +210,7 @@ class Run:
     accumulate_grad_batches: int = 1
     clips_gradients: bool = False
     tokens: int | None = None
+    documents: bool = False
 
     def __post_init__(self) -> None:
         names = ("world_size", "micro_batch_size", "seq_len", "accumulate_grad_batches")
@@ -231,16 +233,22 @@ class Run:
         return self.parallelism.reduce_dtype if narrow else torch.float32
 
     @property
+    def positions(self) -> int:
+        """Of a sequence, that a rank computes or ranks with the same ones split layers at."""
+        return self.seq_len // self.parallelism.context
+
+    @property
     def tokens_per_rank(self) -> int:
-        """Of one micro-batch."""
-        return self.micro_batch_size * self.seq_len
+        """Of one micro-batch, at these positions."""
+        return self.micro_batch_size * self.positions
 
     @property
     def data_ranks(self) -> int:
-        """Ranks that read different rows: those that share layers read the same."""
-        return self.world_size // self.parallelism.tensor
+        """Ranks that read different rows: those that share layers or sequences read the same."""
+        return self.world_size // (self.parallelism.tensor * self.parallelism.context)
 
     @property
     def tokens_per_step(self) -> int:
         """Of all ranks and micro-batches."""
-        return self.tokens_per_rank * self.accumulate_grad_batches * self.data_ranks
+        sequences = self.micro_batch_size * self.accumulate_grad_batches * self.data_ranks
+        return sequences * self.seq_len

@@ -38,7 +38,7 @@ ASSUMPTIONS = (
     "memory bandwidth",
     "rings at 80 % of the link, between machines of all network adapters of one; what blocks "
     "gather and reduce hides behind their arithmetic, the rest does not, and nothing of what ranks "
-    "that share layers send each other",
+    "that share layers or sequences send each other",
     "no time for data, logging, validation, checkpoints, stragglers or failures",
 )
 
@@ -82,7 +82,8 @@ def plan_time(
         device: Of every rank.
     """
     config = run.module.model.config
-    # Ranks that share layers divide the arithmetic of the same tokens.
+    # Ranks that share layers divide the arithmetic of the same tokens; those that share sequences
+    # have tokens of their own, whose scores together are 1 / N of all.
     tokens = run.tokens_per_rank * run.accumulate_grad_batches / run.parallelism.tensor
     repeated_products, repeated_attention = {
         "none": (0.0, 0.0),
@@ -137,8 +138,12 @@ def collective_seconds(collective: Collective, run: Run, device: Device) -> floa
 
 
 def _in_a_machine(collective: Collective, run: Run, device: Device) -> int:
-    """Ranks of a group in one machine: those that share layers lie side by side, then shards."""
+    """Ranks of a group in one machine: those that share layers lie side by side, then shards.
+
+    Of these the ones that share sequences are neighbours.
+    """
     spread = run.parallelism
-    strides = {"shards": spread.tensor, "replicas": spread.tensor * spread.shards}
+    strides = {"shards": spread.tensor, "context": spread.tensor}
+    strides["replicas"] = spread.tensor * spread.shards
     stride = strides.get(collective.over, 1)
     return min(collective.ranks, max(1, device.per_node // stride))

@@ -11,9 +11,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightning_llm import CausalLM
 from lightning_llm.models import TransformerConfig
+from lightning_llm.models.context import ContextShard
 from lightning_llm.planning import Numerics, Parallelism, Run
 from lightning_llm.strategies import FSDP2Strategy, SingleDeviceStrategy
 from lightning_llm.strategies.blocks import find_blocks
+from lightning_llm.strategies.context_parallel import ContextParallel
 from lightning_llm.strategies.tensor_parallel import TensorParallel
 
 # Not a multiple of 64: the processor then has the attention kernel whose memory is a GPU's.
@@ -40,11 +42,24 @@ SPLIT_CASES = [
     ("gpt2", "none", False),
     ("gpt2", "selective", False),
 ]
+# Of two ranks that share sequences.
+SHARED_CASES = [
+    ("llama", "selective", True),
+    ("llama", "full", True),
+    ("gpt2", "none", False),
+]
 
 
-def kept_by_forward(module: CausalLM, mixed: bool) -> int:
+class NoRule(ContextShard):
+    """Its kernels see all keys: a processor's would keep the masks that a GPU's do without."""
+
+    def causal(self, n_queries: int, n_keys: int) -> Any:
+        return None
+
+
+def kept_by_forward(module: CausalLM, mixed: bool, length: int = LENGTH) -> int:
     """Bytes that were asked for in a forward pass and not given back at its end."""
-    ids = torch.randint(0, 64, (ROWS, LENGTH))
+    ids = torch.randint(0, 64, (ROWS, length))
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed, cache_enabled=False)
 
     def forward() -> torch.Tensor:
@@ -81,9 +96,22 @@ def kept_by_split(name: str, mode: Any, mixed: bool) -> int:
     return min(kept_by_forward(module, mixed) for _ in range(10))
 
 
+def kept_by_shared(name: str, mode: Any, mixed: bool) -> int:
+    """The same on one of the ranks of this process group, which share all sequences."""
+    module = CausalLM(CONFIGS[name])
+    if mixed:
+        module.to(torch.bfloat16)
+    ranks = torch.distributed.get_world_size()
+    shared = ContextParallel(module, init_device_mesh("cpu", (ranks,)))
+    shared.shard.__class__ = NoRule
+    FSDP2Strategy(activation_checkpointing=mode).blocks.apply(module, inside_hooks=True)
+    return min(kept_by_forward(module, mixed, LENGTH // ranks) for _ in range(4))
+
+
 def run_of(name: str, strategy: FSDP2Strategy | SingleDeviceStrategy, mixed: bool) -> Run:
     """The same on paper."""
     ranks = getattr(strategy, "tensor_parallel_size", 1)
+    ranks *= getattr(strategy, "context_parallel_size", 1)
     with torch.device("meta"):
         module = CausalLM(CONFIGS[name])
     return Run(

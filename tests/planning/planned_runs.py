@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import check_tensor_parallel as split_models
 import lightning.pytorch as L
 import torch
 from fsdp2_runs import CONFIG, GLOBAL_BATCH, Data
-from kept_memory import SPLIT_CASES, kept_by_split
+from kept_memory import SHARED_CASES, SPLIT_CASES, kept_by_shared, kept_by_split
 from strategy_models import LENGTH, trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from lightning_llm import CausalLM
+from lightning_llm.models.context import ContextShard
 from lightning_llm.optim import Muon
 from lightning_llm.planning import Numerics, Parallelism, Run
 from lightning_llm.plugins import BF16MixedPrecision, MasterWeightsPrecision
@@ -47,8 +50,26 @@ def plain() -> CausalLM:
     return CausalLM(CONFIG)
 
 
-# Name: module, strategy, precision for the Trainer, further options of it.
-Case = tuple[Any, Any, dict[str, Any], dict[str, Any]]
+class Case(NamedTuple):
+    """A run; ``precision`` and ``options`` are the Trainer's."""
+
+    module: Any
+    strategy: Any
+    precision: dict[str, Any]
+    options: dict[str, Any]
+    documents: bool = False
+
+
+class Documents(Data):
+    """Its rows with two documents in each."""
+
+    def train_dataloader(self) -> Any:
+        loader = super().train_dataloader()
+        documents = torch.arange(LENGTH) // (LENGTH // 2)
+        rows = [
+            {**loader.dataset[i], "document_ids": documents} for i in range(len(loader.dataset))
+        ]
+        return DataLoader(rows, batch_sampler=loader.batch_sampler)
 
 
 MIXED = {"plugins": [BF16MixedPrecision()]}
@@ -56,21 +77,23 @@ MIXED = {"plugins": [BF16MixedPrecision()]}
 
 def two_ranks() -> dict[str, Case]:
     return {
-        "fsdp2": (plain, FSDP2Strategy(), {}, {}),
-        "fsdp2, kept whole": (plain, FSDP2Strategy(reshard_after_forward=False), {}, {}),
-        "fsdp2, two micro-batches": (plain, FSDP2Strategy(), {}, {"accumulate_grad_batches": 2}),
-        "fsdp2, each reduced": (
+        "fsdp2": Case(plain, FSDP2Strategy(), {}, {}),
+        "fsdp2, kept whole": Case(plain, FSDP2Strategy(reshard_after_forward=False), {}, {}),
+        "fsdp2, two micro-batches": Case(
+            plain, FSDP2Strategy(), {}, {"accumulate_grad_batches": 2}
+        ),
+        "fsdp2, each reduced": Case(
             plain,
             FSDP2Strategy(reduce_every_micro_batch=True),
             {},
             {"accumulate_grad_batches": 2},
         ),
-        "fsdp2, bf16": (plain, FSDP2Strategy(), MIXED, {}),
-        "fsdp2, bf16 gradients": (plain, FSDP2Strategy(reduce_dtype="bfloat16"), MIXED, {}),
-        "fsdp2, Muon": (with_muon, FSDP2Strategy(), {}, {}),
-        "fsdp2, not clipped": (plain, FSDP2Strategy(), {}, {"gradient_clip_val": None}),
-        "ddp": (plain, DDPStrategy(), {}, {}),
-        "ddp, two micro-batches": (plain, DDPStrategy(), {}, {"accumulate_grad_batches": 2}),
+        "fsdp2, bf16": Case(plain, FSDP2Strategy(), MIXED, {}),
+        "fsdp2, bf16 gradients": Case(plain, FSDP2Strategy(reduce_dtype="bfloat16"), MIXED, {}),
+        "fsdp2, Muon": Case(with_muon, FSDP2Strategy(), {}, {}),
+        "fsdp2, not clipped": Case(plain, FSDP2Strategy(), {}, {"gradient_clip_val": None}),
+        "ddp": Case(plain, DDPStrategy(), {}, {}),
+        "ddp, two micro-batches": Case(plain, DDPStrategy(), {}, {"accumulate_grad_batches": 2}),
     }
 
 
@@ -78,12 +101,12 @@ def split_over_two() -> dict[str, Case]:
     Split = partial(FSDP2Strategy, tensor_parallel_size=2)
     grouped, untied = split_models.grouped, split_models.untied
     return {
-        "split": (grouped, Split(), {}, {}),
+        "split": Case(grouped, Split(), {}, {}),
         # Chunks of the loss, biases, learned positions, and the products repeated.
-        "split, untied, full": (untied, Split(activation_checkpointing="full"), {}, {}),
-        "split, selective": (grouped, Split(activation_checkpointing="selective"), MIXED, {}),
-        "split, parallel": (split_models.parallel_residual, Split(), MIXED, {}),
-        "split, two micro-batches": (grouped, Split(), MIXED, {"accumulate_grad_batches": 2}),
+        "split, untied, full": Case(untied, Split(activation_checkpointing="full"), {}, {}),
+        "split, selective": Case(grouped, Split(activation_checkpointing="selective"), MIXED, {}),
+        "split, parallel": Case(split_models.parallel_residual, Split(), MIXED, {}),
+        "split, two micro-batches": Case(grouped, Split(), MIXED, {"accumulate_grad_batches": 2}),
     }
 
 
@@ -91,24 +114,43 @@ def four_ranks() -> dict[str, Case]:
     Split = partial(FSDP2Strategy, tensor_parallel_size=2)
     grouped, each = split_models.grouped, {"accumulate_grad_batches": 2}
     return {
-        "fsdp2": (plain, FSDP2Strategy(), {}, {}),
-        "hsdp": (plain, FSDP2Strategy(replicate_size=2), {}, {}),
-        "split": (grouped, Split(), {}, {}),
-        "split, each reduced": (grouped, Split(reduce_every_micro_batch=True), MIXED, each),
-        "split, Muon": (split_models.with_muon, Split(), {}, {}),
-        "split, copies": (grouped, Split(replicate_size=2), {}, each),
+        "fsdp2": Case(plain, FSDP2Strategy(), {}, {}),
+        "hsdp": Case(plain, FSDP2Strategy(replicate_size=2), {}, {}),
+        "split": Case(grouped, Split(), {}, {}),
+        "split, each reduced": Case(grouped, Split(reduce_every_micro_batch=True), MIXED, each),
+        "split, Muon": Case(split_models.with_muon, Split(), {}, {}),
+        "split, copies": Case(grouped, Split(replicate_size=2), {}, each),
+    }
+
+
+def shared_by_two() -> dict[str, Case]:
+    Shared = partial(FSDP2Strategy, context_parallel_size=2)
+    grouped, untied = split_models.grouped, split_models.untied
+    return {
+        "shared": Case(grouped, Shared(), {}, {}),
+        "shared, untied, full": Case(untied, Shared(activation_checkpointing="full"), MIXED, {}),
+        "shared, selective": Case(grouped, Shared(activation_checkpointing="selective"), MIXED, {}),
+    }
+
+
+def shared_by_pairs() -> dict[str, Case]:
+    Shared = partial(FSDP2Strategy, context_parallel_size=2)
+    grouped, twice = split_models.grouped, {"accumulate_grad_batches": 2}
+    return {
+        "shared, documents": Case(grouped, Shared(), {}, twice, documents=True),
+        "shared and split": Case(grouped, Shared(tensor_parallel_size=2), MIXED, {}),
     }
 
 
 def one_rank() -> dict[str, Case]:
     single = SingleDeviceStrategy
     return {
-        "single": (plain, single(), {}, {}),
-        "single, Muon": (with_muon, single(), {}, {}),
-        "single, bf16-mixed": (plain, single(), {"plugins": [BF16MixedPrecision()]}, {}),
-        "single, bf16-true": (plain, single(), {"precision": "bf16-true"}, {}),
-        "single, masters": (plain, single(), {"plugins": [MasterWeightsPrecision()]}, {}),
-        "single, rounded": (
+        "single": Case(plain, single(), {}, {}),
+        "single, Muon": Case(with_muon, single(), {}, {}),
+        "single, bf16-mixed": Case(plain, single(), {"plugins": [BF16MixedPrecision()]}, {}),
+        "single, bf16-true": Case(plain, single(), {"precision": "bf16-true"}, {}),
+        "single, masters": Case(plain, single(), {"plugins": [MasterWeightsPrecision()]}, {}),
+        "single, rounded": Case(
             plain,
             single(),
             {"plugins": [MasterWeightsPrecision(mode="stochastic_rounding")]},
@@ -119,7 +161,7 @@ def one_rank() -> dict[str, Case]:
 
 def run_of(case: Case, ranks: int) -> Run:
     """The same as `watch` runs, on paper."""
-    module, strategy, precision, options = case
+    module, strategy, precision, options, documents = case
     numerics = Numerics.of(precision.get("plugins", [precision.get("precision", "32-true")])[0])
     parallelism = Parallelism.of(strategy, ranks)
     with torch.device("meta"):
@@ -129,11 +171,21 @@ def run_of(case: Case, ranks: int) -> Run:
         parallelism=parallelism,
         numerics=numerics,
         world_size=ranks,
-        micro_batch_size=GLOBAL_BATCH * parallelism.tensor // ranks,
+        micro_batch_size=GLOBAL_BATCH * parallelism.tensor * parallelism.context // ranks,
         seq_len=LENGTH,
         accumulate_grad_batches=options.get("accumulate_grad_batches", 1),
         clips_gradients=options.get("gradient_clip_val", 0.5) is not None,
+        documents=documents,
     )
+
+
+def prepare_unwatched(shard: ContextShard, length: int) -> None:
+    """``ContextShard.prepare``, which torch does not let run under a `TorchDispatchMode`."""
+    with _disable_current_modes():
+        prepare(shard, length)
+
+
+prepare = ContextShard.prepare
 
 
 class Collectives(TorchDispatchMode):
@@ -209,7 +261,7 @@ def _totals(seen: list[tuple[str, int]]) -> dict[str, list[int]]:
 
 def watch(case: Case, ranks: int) -> dict[str, Any]:
     """Train and return what `Watcher` kept."""
-    module, strategy, precision, options = case
+    module, strategy, precision, options, documents = case
     recorder = Collectives()
     watcher = Watcher(recorder)
     defaults = {"gradient_clip_val": 0.5, "num_sanity_val_steps": 0, "limit_val_batches": 0}
@@ -223,16 +275,19 @@ def watch(case: Case, ranks: int) -> dict[str, Any]:
         **{**defaults, **precision, **options},
     )
     torch.manual_seed(3)
-    with recorder:
-        runner.fit(module(), Data())
+    with recorder, patch.object(ContextShard, "prepare", prepare_unwatched):
+        runner.fit(module(), Documents() if documents else Data())
     return watcher.found
 
 
 def watch_two(directory: Path) -> dict[str, Any]:
-    cases = two_ranks() | split_over_two()
+    cases = two_ranks() | split_over_two() | shared_by_two()
     found = {name: watch(case, 2) for name, case in cases.items()}
-    return found | {"kept": [kept_by_split(*case) for case in SPLIT_CASES]}
+    found["kept"] = [kept_by_split(*case) for case in SPLIT_CASES]  # type: ignore[assignment]
+    found["kept, shared"] = [kept_by_shared(*case) for case in SHARED_CASES]  # type: ignore[assignment]
+    return found
 
 
 def watch_four(directory: Path) -> dict[str, Any]:
-    return {name: watch(case, 4) for name, case in four_ranks().items()}
+    cases = four_ranks() | shared_by_pairs()
+    return {name: watch(case, 4) for name, case in cases.items()}

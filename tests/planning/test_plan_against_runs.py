@@ -9,7 +9,7 @@ from typing import Any
 import planned_runs
 import pytest
 from fsdp2_runs import spawn
-from kept_memory import SPLIT_CASES, run_of
+from kept_memory import SHARED_CASES, SPLIT_CASES, run_of
 
 from lightning_llm.planning.activations import trace_activations
 from lightning_llm.planning.collectives import Collective
@@ -57,7 +57,8 @@ def check_memory(memory: Any, ranks: list[dict[str, Any]]) -> None:
         assert getattr(memory, part) == pytest.approx(most, rel=0.05), part
 
 
-TWO_RANKS = planned_runs.two_ranks() | planned_runs.split_over_two()
+TWO_RANKS = planned_runs.two_ranks() | planned_runs.split_over_two() | planned_runs.shared_by_two()
+FOUR_RANKS = planned_runs.four_ranks() | planned_runs.shared_by_pairs()
 
 
 @pytest.mark.parametrize("name", TWO_RANKS)
@@ -79,9 +80,22 @@ def test_activations_of_split_layers(
         assert kept == pytest.approx(found["kept"][SPLIT_CASES.index(case)], rel=tolerance)
 
 
-@pytest.mark.parametrize("name", planned_runs.four_ranks())
+@pytest.mark.parametrize("case", SHARED_CASES)
+def test_activations_of_shared_sequences(
+    case: tuple[str, Any, bool], two: list[dict[str, Any]]
+) -> None:
+    name, mode, mixed = case
+    strategy = FSDP2Strategy(context_parallel_size=2, activation_checkpointing=mode)
+    kept = trace_activations(run_of(name, strategy, mixed), mode).kept
+    tolerance = 0.15 if mode == "none" else 0.25
+    for found in two:
+        measured = found["kept, shared"][SHARED_CASES.index(case)]
+        assert kept == pytest.approx(measured, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", FOUR_RANKS)
 def test_four_ranks(name: str, four: list[dict[str, Any]]) -> None:
-    memory, collectives = planned(planned_runs.four_ranks()[name], 4)
+    memory, collectives = planned(FOUR_RANKS[name], 4)
     assert collectives == four[0][name]["collectives"]
     check_memory(memory, [found[name] for found in four])
 
