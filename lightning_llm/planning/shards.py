@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -12,6 +13,7 @@ from lightning_llm.planning.living import local
 from lightning_llm.planning.pretended_ranks import pretended_ranks
 from lightning_llm.planning.run import Parallelism
 from lightning_llm.strategies.blocks import find_blocks
+from lightning_llm.strategies.sharding import placement
 from lightning_llm.strategies.tensor_parallel import TensorParallel
 
 
@@ -74,7 +76,7 @@ def shard_units(module: nn.Module, parallelism: Parallelism) -> list[Unit]:
         for part in [*blocks, module]:
             if split is not None:
                 split.split(part)
-            fully_shard(part, mesh=mesh)
+            fully_shard(part, mesh=mesh, shard_placement_fn=partial(placement, ranks=shards))
         return _units(module, blocks)
 
 

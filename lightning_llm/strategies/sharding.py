@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from lightning_llm.models.drawn_later import given_by_first_rank
+
+_MOST_PADDING = 1.1  # of a weight
 
 # Modules whose weights are whole at the moment.
 _whole: WeakSet[nn.Module] = WeakSet()
@@ -26,6 +30,7 @@ def shard(
     *,
     reshard_after_forward: bool | int = True,
     split: Callable[[nn.Module], None] | None = None,
+    mesh: DeviceMesh,
     **options: Any,
 ) -> None:
     """Shard every block on its own, and what is left with the module.
@@ -42,7 +47,8 @@ def shard(
         reshard_after_forward: Of the blocks; see ``torch.distributed.fsdp.fully_shard``. The rest
             stays whole from the forward to the backward pass of a step.
         split: Called with every part that is about to be sharded: splits its layers over ranks.
-        **options: Passed to ``fully_shard``: mesh, precision and offload policies.
+        mesh: Of the ranks; the last dimension is the one that weights are spread over.
+        **options: Passed to ``fully_shard``: precision and offload policies.
 
     Raises:
         ValueError: A part on the meta device cannot draw its weights.
@@ -51,6 +57,9 @@ def shard(
     drawn: dict[int, tuple[Tensor, Tensor]] = {}
     seen: set[nn.Module] = set()
     given = given_by_first_rank(module)
+    # Weights spread over some of the ranks after the forward pass are so by the first dimension.
+    usual = type(reshard_after_forward) is int
+    place = None if usual else partial(placement, ranks=mesh.shape[-1])
 
     def visit(part: nn.Module) -> None:
         if part in seen:
@@ -63,15 +72,38 @@ def shard(
             _take_from_first_rank(part, device)
             if split is not None:
                 split(part)
-            fully_shard(part, reshard_after_forward=reshard_after_forward, **options)
+            fully_shard(
+                part,
+                reshard_after_forward=reshard_after_forward,
+                shard_placement_fn=place,
+                mesh=mesh,
+                **options,
+            )
 
     visit(module)
     _take_from_first_rank(module, device)
     if split is not None:
         split(module)
-    fully_shard(module, **options)
+    fully_shard(module, shard_placement_fn=place, mesh=mesh, **options)
     # The first forward makes the module that runs it the root; a block may well run before.
     cast(Any, module)._get_fsdp_state()._lazy_init()
+
+
+def placement(weight: nn.Parameter, ranks: int) -> Shard | None:
+    """Which dimension ``fully_shard`` cuts; None: the first, as ever.
+
+    The first is padded to a multiple of the ranks. Where that would add much, as to the experts of
+    a mixture, of which there are fewer than ranks, a later one that divides takes its place.
+    """
+    padded = -(-weight.shape[0] // ranks) * ranks
+    if padded <= _MOST_PADDING * weight.shape[0]:
+        return None
+    placements = weight.placements if isinstance(weight, DTensor) else ()
+    taken = {kind.dim for kind in placements if isinstance(kind, Shard)}
+    for dim in range(1, weight.ndim):
+        if dim not in taken and weight.shape[dim] % ranks == 0:
+            return Shard(dim)
+    return None
 
 
 def is_sharded(module: nn.Module) -> bool:
