@@ -23,13 +23,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_llm.callbacks._batch import IGNORE_INDEX, find_targets, widest_dtype
+from lightning_llm.callbacks._batch import (
+    IGNORE_INDEX,
+    describe,
+    field,
+    find_targets,
+    widest_dtype,
+)
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value
 from lightning_llm.callbacks._idle_profiler import idle
 from lightning_llm.callbacks._lazy_sum import LazySum
 from lightning_llm.callbacks._log_point import LogPoint
 from lightning_llm.callbacks._meeting import data_replica
 from lightning_llm.callbacks._run_length import total_steps
+from lightning_llm.callbacks._sampler_padding import evaluation_loaders
 
 
 def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
@@ -44,7 +51,7 @@ def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
     targets = find_targets(batch)
     if targets is None:
         raise KeyError(
-            f"the batch has the keys {sorted(batch)}; it needs 'shift_labels' (the target of each "
+            f"the batch is {describe(batch)}; it needs 'shift_labels' (the target of each "
             f"position) or 'labels' (aligned with input_ids, as Hugging Face collators emit)"
         )
     if "shift_labels" in batch:
@@ -292,14 +299,18 @@ class TokenLossModule(L.LightningModule):
         }
 
     def _log_evaluation(self, name: str) -> None:
-        several = len(self._eval_sums) > 1
-        for index, sums in sorted(self._eval_sums.items()):
-            total = self._sum_over_ranks(sums) if self._data_parallel_size() > 1 else sums
-            nll, tokens = total.tolist()
+        count = max(1, len(evaluation_loaders(self.trainer)))
+        # A rank that was given no batch of a loader takes part all the same.
+        nothing = torch.zeros(2, dtype=widest_dtype(self.device), device=self.device)
+        total = torch.stack([self._eval_sums.get(index, nothing) for index in range(count)])
+        if self._data_parallel_size() > 1:
+            total = self._sum_over_ranks(total)
+        for index, (nll, tokens) in enumerate(total.tolist()):
             if tokens == 0:
-                rank_zero_warn(f"{name}: no target token in the evaluation; it is not logged")
+                if index in self._eval_sums:
+                    rank_zero_warn(f"{name}: no target token in the evaluation; it is not logged")
                 continue
-            loader = index if several else None
+            loader = index if count > 1 else None
             log_evaluation_value(self.trainer, self, name, nll / tokens, loader, prog_bar=True)
 
     # ------------------------------------------------------------------ length of the run
@@ -330,7 +341,12 @@ class TokenLossModule(L.LightningModule):
         vocab_size = getattr(getattr(self, "config", None), "vocab_size", None)
         if vocab_size is None:
             return
-        ids = batch["input_ids"]
+        ids = field(batch, "input_ids")
+        if ids is None:
+            raise TypeError(
+                f"the batch is {describe(batch)}; it must be a mapping with 'input_ids' and "
+                "'shift_labels' or 'labels', each (B, T) int64"
+            )
         wrong = ((ids < 0) | (ids >= vocab_size)).nonzero()
         if len(wrong):
             row, position = wrong[0].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from fsdp2_runs import spawn
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_llm import CausalLM
 from lightning_llm.models import Transformer, TransformerConfig
@@ -369,8 +370,18 @@ def test_ids_outside_the_vocabulary_are_named() -> None:
         trainer().fit(CausalLM(CONFIG), DataLoader(rows))
 
 
+class Rows(IterableDataset):
+    """Rows of which a loader does not know the number."""
+
+    def __init__(self, rows: list[dict[str, Tensor]]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self.rows)
+
+
 def gradients_of_two_ranks(accumulate: int, _: Path) -> dict[str, Tensor]:
-    """The gradient of one step over six rows, three on each rank."""
+    """The gradient of one step over six rows, three on each rank, and their loss afterwards."""
     torch.manual_seed(3)
     module = CausalLM(CONFIG, optimizer=sgd)
     seen = Gradients()
@@ -382,7 +393,11 @@ def gradients_of_two_ranks(accumulate: int, _: Path) -> dict[str, Tensor]:
         use_distributed_sampler=True,
     ).fit(module, DataLoader(make_rows(6), batch_size=3 // accumulate))
     [step] = seen.steps
-    return step
+    # All rows on the first rank: the other one has nothing to validate, and waits for nobody.
+    rows = make_rows(6) if module.global_rank == 0 else []
+    alone = trainer(strategy="ddp", devices=2, use_distributed_sampler=False)
+    [values] = alone.validate(module, DataLoader(Rows(rows), batch_size=2))
+    return {"val_loss": torch.tensor(values["val_loss"]), **step}
 
 
 @pytest.mark.distributed
@@ -390,7 +405,10 @@ def gradients_of_two_ranks(accumulate: int, _: Path) -> dict[str, Tensor]:
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path, accumulate: int) -> None:
     found = spawn(partial(gradients_of_two_ranks, accumulate), 2, tmp_path)
     torch.manual_seed(3)
-    expected = reference_gradient(CausalLM(CONFIG).model, make_rows(6))
+    module = CausalLM(CONFIG)
+    [values] = trainer().validate(module, DataLoader(make_rows(6), batch_size=6))
+    expected = reference_gradient(module.model, make_rows(6))
+    expected["val_loss"] = torch.tensor(values["val_loss"])
     for step in found:
         for name, value in expected.items():
             torch.testing.assert_close(step[name], value, rtol=2e-4, atol=2e-6)
@@ -410,3 +428,10 @@ def test_several_validation_loaders_are_logged_apart() -> None:
         expected = torch.nn.functional.cross_entropy(logits, labels.flatten())
         logged = run.callback_metrics[f"val_loss/dataloader_idx_{index}"]
         assert float(logged) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_loader_without_a_batch_changes_no_name() -> None:
+    run = trainer()
+    loaders = [DataLoader(make_rows(2), batch_size=2), DataLoader(Rows([]), batch_size=2)]
+    run.validate(CausalLM(CONFIG), loaders)
+    assert list(run.callback_metrics) == ["val_loss/dataloader_idx_0"]
