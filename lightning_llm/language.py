@@ -167,6 +167,13 @@ class LanguageModule(TokenLossModule):
 
     def setup(self, stage: str) -> None:
         """Take the tokenizer from the data and check that data and model fit together."""
+        for name, child in self.named_children():
+            if hasattr(child, "_orig_mod"):
+                raise ValueError(
+                    f"{name} is wrapped by torch.compile, so its weights would have other names in "
+                    f"checkpoints. Compile it in place, module.{name}.compile(), or use "
+                    "lightning_llm.strategies.SingleDeviceStrategy(compile=True)"
+                )
         data = getattr(self.trainer, "datamodule", None)
         known_ids, max_seq_len = self.size_limits()
         vocab_size = getattr(data, "vocab_size", None)

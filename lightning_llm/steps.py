@@ -301,7 +301,8 @@ class TokenLossModule(L.LightningModule):
     def _log_evaluation(self, name: str) -> None:
         count = max(1, len(evaluation_loaders(self.trainer)))
         # A rank that was given no batch of a loader takes part all the same.
-        nothing = torch.zeros(2, dtype=widest_dtype(self.device), device=self.device)
+        device = self.trainer.strategy.root_device
+        nothing = torch.zeros(2, dtype=widest_dtype(device), device=device)
         total = torch.stack([self._eval_sums.get(index, nothing) for index in range(count)])
         if self._data_parallel_size() > 1:
             total = self._sum_over_ranks(total)
