@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -142,6 +143,7 @@ class TokenLoader:
             batch_sampler=_Indices(self, first),  # type: ignore[arg-type]
             num_workers=self.num_workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
+            worker_init_fn=_leave_signals_to_the_rank,
             # A generator of its own: the number of workers must not move the global random state.
             generator=torch.Generator().manual_seed(self.seed % 2**63),
         )
@@ -278,3 +280,18 @@ def _pinned(value: Any) -> Any:
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """Outlive one request to stop: torchrun sends it to the rank's whole group of processes.
+
+    The rank may want to finish its step first, for which it needs batches, and ends its workers
+    itself; one that hangs, by a second SIGTERM.
+    """
+
+    def once(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), once)

@@ -83,7 +83,8 @@ def run(folder: Path, *, ckpt: Path | None = None, callbacks: Any = (), **option
 
 if __name__ == "__main__":
     options: dict[str, Any] = {"accumulate_grad_batches": int(sys.argv[2]), "max_epochs": 400}
-    if len(sys.argv) > 3:
+    if sys.argv[3] != "alone":
         sharded = FSDP2Strategy(block_class="Linear")
         options |= {"devices": 2, "strategy": sharded if sys.argv[3] == "sharded" else "ddp"}
+    options["workers"] = int("".join(sys.argv[4:]) or 0)
     run(Path(sys.argv[1]), callbacks=[Preemption(), Pace()], **options)

@@ -39,10 +39,11 @@ def wait_for_batch(process: subprocess.Popen[str], number: int) -> str:
 def test_a_signal_to_any_rank_saves_one_step_on_all(
     tmp_path: Path, world_size: int, target: int
 ) -> None:
-    arguments = [str(tmp_path), "2", *["ddp"] * (world_size > 1)]
+    arguments = [str(tmp_path), "2", "ddp" if world_size > 1 else "alone", "1"]
     ranks = start_ranks("preempted_ranks.py", world_size, *arguments)
     wait_for_batch(ranks[target], 6)
-    ranks[target].send_signal(signal.SIGTERM)
+    # As torchrun does: to the whole group of processes, and so to those that build batches.
+    os.killpg(ranks[target].pid, signal.SIGTERM)
     outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [143] * world_size, outputs
     [file] = tmp_path.rglob("*.ckpt")
