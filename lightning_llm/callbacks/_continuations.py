@@ -40,6 +40,7 @@ def continuations(
         seed: Of the global generators during the call.
 
     Raises:
+        TypeError: One text came back, not a list.
         ValueError: Another number of texts came back.
     """
     function: Any = generate_fn or pl_module.generate
@@ -58,10 +59,16 @@ def continuations(
             if seed is not None:
                 torch.manual_seed(seed)
             passed = {**accepted(function, options), **(required or {})}
-            texts = list(function(*arguments, **passed))
+            given = function(*arguments, **passed)
+            texts = given if isinstance(given, str) else list(given)
     finally:
         for module, training in modes:
             module.training = training
+    if isinstance(texts, str):
+        raise TypeError(
+            f"generate returned one text, {texts[:60]!r}, for a list of {len(prompts)} prompts; "
+            "expected a list with one continuation per prompt"
+        )
     if len(texts) != len(prompts):
         raise ValueError(
             f"generate returned {len(texts)} texts for {len(prompts)} prompts; "

@@ -52,6 +52,8 @@ class SampleText(Callback):
         super().__init__()
         if isinstance(prompts, str):
             raise TypeError(f"prompts={prompts!r} must be a list of strings; use [{prompts!r}]")
+        if not prompts:
+            raise ValueError("SampleText: prompts must have at least one entry")
         if every_n_validations < 1:
             raise ValueError(f"every_n_validations={every_n_validations} must be at least 1")
         self.prompts = list(prompts)

@@ -63,4 +63,9 @@ class CorpusBLEU(CorpusScore):
                 raise ValueError(f"{name}={self._options[name]!r} is not one of {[*choices]}")
         if self._options["max_ngram_order"] < 1:
             raise ValueError(f"max_ngram_order={self._options['max_ngram_order']} must be >= 1")
-        return BLEU(force=True, **self._options)  # no advice on text that looks tokenized
+        try:
+            return BLEU(force=True, **self._options)  # no advice on text that looks tokenized
+        except RuntimeError as error:  # of a tokenizer that has a package of its own
+            raise ModuleNotFoundError(
+                f"tokenize={self._options['tokenize']!r}: {' '.join(str(error).split())}"
+            ) from error

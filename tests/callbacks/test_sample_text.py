@@ -238,10 +238,16 @@ def test_a_wrong_number_of_texts_is_named() -> None:
 
     with pytest.raises(ValueError, match="returned 1 texts for 2 prompts"):
         fit(Short(), SampleText(PROMPTS))
+    # Two letters are no two continuations.
+    one = SampleText(PROMPTS, generate_fn=lambda module, prompts: "ab")  # type: ignore[arg-type, return-value]
+    with pytest.raises(TypeError, match="returned one text, 'ab', for a list of 2 prompts"):
+        fit(Short(), one)
 
 
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(TypeError, match=r"must be a list of strings; use \['def '\]"):
         SampleText("def ")
+    with pytest.raises(ValueError, match="at least one entry"):
+        SampleText([])
     with pytest.raises(ValueError, match="every_n_validations=0 must be"):
         SampleText(PROMPTS, every_n_validations=0)

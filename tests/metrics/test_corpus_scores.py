@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import random
+import sys
 from typing import Any
 
 import pytest
@@ -193,5 +194,15 @@ def test_bad_options_are_named() -> None:
         CorpusBLEU(smooth_method="ex")
     with pytest.raises(ValueError, match="max_ngram_order=0 must be >= 1"):
         CorpusBLEU(max_ngram_order=0)
+
+
+def test_a_tokenizer_without_its_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    monkeypatch.setitem(sys.modules, "ipadic", None)
+    sys.modules.pop("sacrebleu.tokenizers.tokenizer_ja_mecab", None)
+    with pytest.raises(ModuleNotFoundError, match=r"tokenize='ja-mecab': .*pip install sacrebleu"):
+        CorpusBLEU("ja-mecab")
     with pytest.raises(ValueError, match="char_order=0 must be at least 1"):
         CorpusCHRF(char_order=0)
