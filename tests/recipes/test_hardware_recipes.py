@@ -21,6 +21,7 @@ STRATEGY = "--trainer.strategy.init_args"
 CHANGED = {
     "ddp": [],
     "fsdp2_tp": [],
+    "fsdp2_cp": [],
     "hsdp_multinode": ["--trainer.num_nodes=1"],
     "fp8": [f"{STRATEGY}.compile=false", "--trainer.plugins.init_args.min_dim=32"],
 }
