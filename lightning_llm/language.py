@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from lightning_llm.batches import IGNORE_INDEX, targets_of
 from lightning_llm.losses import (
     BackendName,
     linear_cross_entropy,
     linear_cross_entropy_with_nll,
 )
 from lightning_llm.optim import AdamW, parameter_groups
-from lightning_llm.steps import IGNORE_INDEX, TokenLossModule, targets_of
+from lightning_llm.steps import TokenLossModule
 
 CHECKPOINT_KEY = "lightning_llm"
 

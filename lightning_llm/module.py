@@ -17,12 +17,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from lightning_llm.batches import documents_of
 from lightning_llm.language import LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.models.config import check_field_names
 from lightning_llm.models.drawn_later import building, leave_to_first_rank, left_to_first_rank
-from lightning_llm.steps import documents_of
 
 
 class CausalLM(LanguageModule):

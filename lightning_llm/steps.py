@@ -23,55 +23,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_llm.callbacks._batch import (
-    IGNORE_INDEX,
-    describe,
-    field,
-    find_targets,
-    widest_dtype,
-)
+from lightning_llm.batches import describe, field
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value
 from lightning_llm.callbacks._idle_profiler import idle
-from lightning_llm.callbacks._lazy_sum import LazySum
+from lightning_llm.callbacks._lazy_sum import LazySum, widest_dtype
 from lightning_llm.callbacks._log_point import LogPoint
 from lightning_llm.callbacks._meeting import data_replica
 from lightning_llm.callbacks._run_length import total_steps
 from lightning_llm.callbacks._sampler_padding import evaluation_loaders
-
-
-def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the target of each position, ``(B, T) int64`` with ``-100`` ignored.
-
-    ``shift_labels`` is taken as it is; ``labels`` (Hugging Face convention, aligned with
-    ``input_ids``) is shifted by one.
-
-    Raises:
-        KeyError: The batch has neither.
-    """
-    targets = find_targets(batch)
-    if targets is None:
-        raise KeyError(
-            f"the batch is {describe(batch)}; it needs 'shift_labels' (the target of each "
-            f"position) or 'labels' (aligned with input_ids, as Hugging Face collators emit)"
-        )
-    if "shift_labels" in batch:
-        return targets
-    return torch.nn.functional.pad(targets, (0, 1), value=IGNORE_INDEX)
-
-
-def documents_of(batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Return which document each position belongs to, ``(B, T) int64``, None for one a row.
-
-    The padding of an ``attention_mask`` becomes a document of its own. Padding on the right hides
-    nothing that a causal model could see; where the mask lies on the host that is looked up, and
-    attention keeps its fast path. (On a GPU, leave such masks out of the batch.)
-    """
-    documents, mask = batch.get("document_ids"), batch.get("attention_mask")
-    if documents is not None or mask is None:
-        return documents
-    if mask.device.type == "cpu" and not bool((mask[:, 1:] > mask[:, :-1]).any()):
-        return None
-    return mask.long() - 1
 
 
 class TokenLossModule(L.LightningModule):

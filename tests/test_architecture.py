@@ -56,6 +56,7 @@ def tier(parts: str = "", libraries: str = "", lazy_parts: str = "", lazy: str =
 
 ALL_BUT_CLI = "models losses optim generation metrics callbacks plugins strategies data interop"
 TIERS = {
+    "batches": tier(),
     "models": tier(),
     # Triton comes with torch where it can be used; its one file is imported on the way to a GPU.
     "losses": tier(libraries="triton", lazy="liger_kernel cut_cross_entropy"),
@@ -63,25 +64,28 @@ TIERS = {
     "generation": tier("models"),
     "metrics": tier(libraries="torchmetrics", lazy="sacrebleu"),
     "reporting": tier(lazy="PIL"),
-    "callbacks": tier("metrics reporting", "lightning torchmetrics", lazy_parts="strategies"),
+    "callbacks": tier(
+        "batches metrics reporting", "lightning torchmetrics", lazy_parts="strategies"
+    ),
     "plugins": tier(libraries="lightning"),
-    "strategies": tier("models plugins", "lightning"),
+    "strategies": tier("batches models plugins", "lightning"),
     # Lightning in the datamodules alone: see test_datasets_work_without_lightning.
     "data": tier(
-        libraries="numpy lightning filelock tqdm",
+        "batches",
+        "numpy lightning filelock tqdm",
         lazy_parts="interop",
         lazy="transformers tokenizers tiktoken pyarrow zstandard",
     ),
-    "steps": tier("callbacks", "lightning"),
-    "language": tier("steps losses optim", "lightning", "interop"),
-    "module": tier("language steps losses models", "lightning", "generation interop strategies"),
+    "steps": tier("batches callbacks", "lightning"),
+    "language": tier("batches steps losses optim", "lightning", "interop"),
+    "module": tier("batches language losses models", "lightning", "generation interop strategies"),
     "interop": tier(
-        "models losses optim metrics generation data steps language module",
+        "batches models losses optim metrics generation data language module",
         "numpy lightning tqdm",
         lazy_parts="strategies",
         lazy="transformers datasets tokenizers safetensors peft huggingface_hub pyarrow",
     ),
-    "diagnostics": tier("callbacks strategies", "lightning"),
+    "diagnostics": tier("batches callbacks strategies", "lightning"),
     "planning": tier("models losses callbacks plugins strategies", "lightning"),
     "cli": tier(
         f"{ALL_BUT_CLI} diagnostics planning reporting steps language module",

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_llm import CausalLM
+from lightning_llm.batches import documents_of, targets_of
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.optim import AdamW, WarmupCosine
-from lightning_llm.steps import documents_of, targets_of
 
 CONFIG = TransformerConfig(vocab_size=61, max_seq_len=16, n_layers=2, dim=32, n_heads=4)
 

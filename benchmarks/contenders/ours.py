@@ -14,9 +14,9 @@ from benchmarks.contenders.lightning_trainer import fit
 from benchmarks.pacing import Pacer
 from benchmarks.training import TrainOptions, optimizer_arguments
 from lightning_llm import CausalLM
+from lightning_llm.batches import targets_of
 from lightning_llm.losses import linear_cross_entropy_reference
 from lightning_llm.models import TransformerConfig
-from lightning_llm.steps import targets_of
 
 
 class KeptGradients(L.Callback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_llm.callbacks._batch import field
+from lightning_llm.batches import field
 from lightning_llm.callbacks._likelihood import has_sums, logits_of
 from lightning_llm.callbacks._rows import first_rows
 from lightning_llm.callbacks._sampler_padding import PaddedBatch

@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_llm.callbacks._batch import sum_float64
-
 _HELD = 64  # scalars kept before they are added up
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on devices without it (Apple's MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def sum_float64(values: Tensor) -> Tensor:
+    """The sum of ``values`` in float64, where their device has that."""
+    return values.sum(dtype=widest_dtype(values.device))
 
 
 class LazySum:

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_llm.callbacks._batch import (
+from lightning_llm.batches import (
     IGNORE_INDEX,
     count_targets,
     describe,
     field,
     find_targets,
-    sum_float64,
 )
+from lightning_llm.callbacks._lazy_sum import sum_float64
 
 # Logits of one chunk held in float32: 2**24 elements are 64 MiB.
 _CHUNK_ELEMENTS = 2**24

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_llm.callbacks._batch import widest_dtype
+from lightning_llm.callbacks._lazy_sum import widest_dtype
 
 Source = Callable[[], Tensor | None]
 _ATTRIBUTE = "_lightning_llm_log_point"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_llm.callbacks._batch import describe, field
+from lightning_llm.batches import describe, field
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_llm.callbacks._batch import IGNORE_INDEX, field
+from lightning_llm.batches import IGNORE_INDEX, field
 from lightning_llm.callbacks._flops import TokenFlops
 from lightning_llm.callbacks._lazy_sum import LazySum
 

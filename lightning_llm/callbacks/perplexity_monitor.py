@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_llm.callbacks._batch import IGNORE_INDEX, count_targets, field, find_targets
+from lightning_llm.batches import IGNORE_INDEX, count_targets, field, find_targets
 from lightning_llm.callbacks._distinct import without_repetition
 from lightning_llm.callbacks._evaluation import EvaluationCallback
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value

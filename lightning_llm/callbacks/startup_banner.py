@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_llm.callbacks._batch import field
+from lightning_llm.batches import field
 from lightning_llm.callbacks._console import short_number
 from lightning_llm.callbacks._flops import find_token_flops
 from lightning_llm.callbacks._hardware import can_compile, has_fast_bf16

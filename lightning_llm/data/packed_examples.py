@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lightning_llm.data.packing import IGNORE_INDEX, PackedDocuments
+from lightning_llm.batches import IGNORE_INDEX
+from lightning_llm.data.packing import PackedDocuments
 from lightning_llm.data.store import TokenStore
 
 TooLong = Literal["drop", "truncate"]

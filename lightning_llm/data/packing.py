@@ -16,12 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_llm.batches import IGNORE_INDEX
 from lightning_llm.data.best_fit import best_fit
 from lightning_llm.data.store import TokenStore
 
 Batch = dict[str, Tensor]
 Packing = Literal["concat", "best_fit", "pad"]
-IGNORE_INDEX = -100
 PADDING_DOCUMENT = -1
 
 

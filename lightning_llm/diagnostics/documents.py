@@ -13,7 +13,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
-from lightning_llm.callbacks._batch import field
+from lightning_llm.batches import field
 
 # Largest change that counts as rounding, of the largest value, by the type the model computes in.
 # Routing to experts regroups the rows of matrix products, which rounds them differently.

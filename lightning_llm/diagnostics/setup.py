@@ -11,7 +11,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from lightning_llm.callbacks._batch import field
+from lightning_llm.batches import field
 from lightning_llm.callbacks._hardware import can_compile, has_fast_bf16
 from lightning_llm.diagnostics.allocator import allocator_in_use
 

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from lightning_llm.batches import documents_of, targets_of
 from lightning_llm.models import Transformer
 from lightning_llm.models.attention import Attention
 from lightning_llm.models.context import ContextShard
-from lightning_llm.steps import documents_of, targets_of
 
 Loss = Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 

@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_llm.batches import documents_of
 from lightning_llm.interop.hf.adapters import adapter_config, with_adapters
 from lightning_llm.interop.hf.continuation import generate_with_transformers
 from lightning_llm.interop.hf.decoder import Decoder
 from lightning_llm.interop.hf.flops import network_flops_per_token
 from lightning_llm.language import CHECKPOINT_KEY, LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
-from lightning_llm.steps import documents_of
 
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
 

@@ -1,4 +1,7 @@
-"""Reading batches and step outputs of any LightningModule, without changing them."""
+"""Reading batches, and what steps return, of any LightningModule, without changing them.
+
+Shapes: B batch, T sequence.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +53,36 @@ def describe(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def widest_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 on devices without it (Apple's MPS)."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the target of each position, ``(B, T) int64`` with ``-100`` ignored.
+
+    ``shift_labels`` is taken as it is; ``labels`` (Hugging Face convention, aligned with
+    ``input_ids``) is shifted by one.
+
+    Raises:
+        KeyError: The batch has neither.
+    """
+    targets = find_targets(batch)
+    if targets is None:
+        raise KeyError(
+            f"the batch is {describe(batch)}; it needs 'shift_labels' (the target of each "
+            f"position) or 'labels' (aligned with input_ids, as Hugging Face collators emit)"
+        )
+    if "shift_labels" in batch:
+        return targets
+    return torch.nn.functional.pad(targets, (0, 1), value=IGNORE_INDEX)
 
 
-def sum_float64(values: Tensor) -> Tensor:
-    """The sum of ``values`` in float64, where their device has that."""
-    return values.sum(dtype=widest_dtype(values.device))
+def documents_of(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Return which document each position belongs to, ``(B, T) int64``, None for one a row.
+
+    The padding of an ``attention_mask`` becomes a document of its own. Padding on the right hides
+    nothing that a causal model could see; where the mask lies on the host that is looked up, and
+    attention keeps its fast path. (On a GPU, leave such masks out of the batch.)
+    """
+    documents, mask = batch.get("document_ids"), batch.get("attention_mask")
+    if documents is not None or mask is None:
+        return documents
+    if mask.device.type == "cpu" and not bool((mask[:, 1:] > mask[:, :-1]).any()):
+        return None
+    return mask.long() - 1
