@@ -1,4 +1,4 @@
-"""What the callbacks bring with them: nothing of Hugging Face, of ours metrics and batches alone."""
+"""What the callbacks bring with them: no Hugging Face, of ours metrics and batches alone."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from stores import VOCAB_SIZE, documents_of, stored
 
-from lightning_llm.data import TokenStore
 from lightning_llm.batches import IGNORE_INDEX
+from lightning_llm.data import TokenStore
 from lightning_llm.data.packing import ConcatWindows, PackedDocuments
 
 SEQ_LENS = st.integers(1, 9)
