@@ -280,8 +280,12 @@ def check_strategy(strategy: Any) -> None:
     """
     from lightning.pytorch.strategies import StrategyRegistry
 
+    import lightning_llm.strategies as ours
+
     known = ["auto", *StrategyRegistry.available_strategies()]
     if isinstance(strategy, str) and strategy not in known:
         close = _closest(strategy, known)
+        if strategy in ours.__all__:
+            close = f"{ours.__name__}.{strategy}"
         hint = f"did you mean {close!r}?" if close else f"known are {', '.join(known)}."
         raise ValueError(f"trainer.strategy={strategy!r} is unknown; {hint}")

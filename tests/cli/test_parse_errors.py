@@ -169,6 +169,8 @@ def test_a_misspelt_strategy() -> None:
     check_strategy(object())
     with pytest.raises(ValueError, match=r"'fdsp2' is unknown; did you mean 'fsdp2'\?"):
         check_strategy("fdsp2")
+    with pytest.raises(ValueError, match=r"did you mean 'lightning_llm\.strategies\.DDPStrategy'"):
+        check_strategy("DDPStrategy")
     with pytest.raises(ValueError, match=r"'quantum' is unknown; known are auto, ddp"):
         check_strategy("quantum")
 
