@@ -80,6 +80,7 @@ def run_of(cli: PlanCLI) -> Run:
         accumulate_grad_batches=trainer.get("accumulate_grad_batches") or 1,
         clips_gradients=bool(trainer.get("gradient_clip_val")),
         tokens=options["tokens"],
+        documents=_keeps_documents_apart(cli.data_options),
     )
     if run.tokens is not None:
         return run
@@ -118,6 +119,12 @@ def _batch_shape(data: dict[str, Any]) -> tuple[int, int]:
             f"needs both: give --data.init_args.micro_batch_size and --data.init_args.seq_len"
         )
     return int(found[0] or 0), int(found[1] or 0)
+
+
+def _keeps_documents_apart(data: dict[str, Any]) -> bool:
+    """Whether batches have ``document_ids``."""
+    asked = data.get("mask_documents")
+    return data.get("packing") == "best_fit" if asked is None else bool(asked)
 
 
 def _ranks_of(trainer: Any) -> int:

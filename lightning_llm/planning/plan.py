@@ -227,11 +227,21 @@ def _remedies(run: Run, device: Device) -> Iterator[tuple[str, str, Run]]:
         parallel = replace(parallel, shards=run.world_size // parallel.tensor, replicas=1)
         run = replace(run, parallelism=parallel)
         yield "replicas", "strategy replicate_size: 1", run
+    if parallel.kind == "fsdp2" and not parallel.reduce_every_micro_batch:
+        # More micro-batches follow, over which whole gradients would be kept.
+        parallel = replace(parallel, reduce_every_micro_batch=True)
+        run = replace(run, parallelism=parallel)
+        yield "reduction", "strategy reduce_every_micro_batch: true", run
+    # One or the other: sharing sequences costs less speed, splitting layers saves more.
+    for shared in _share_further(run, device):
+        words = f"strategy context_parallel_size: {shared.parallelism.context} with "
+        words += f"accumulate_grad_batches: {shared.accumulate_grad_batches}"
+        yield "ranks of a sequence", words, shared
     for split in _split_further(run, device):
         run, parallel = split, split.parallelism
-        more = run.accumulate_grad_batches
         words = f"strategy tensor_parallel_size: {parallel.tensor} with "
-        yield "split layers", f"{words}accumulate_grad_batches: {more}", run
+        words += f"accumulate_grad_batches: {run.accumulate_grad_batches}"
+        yield "ranks of a sequence", words, run
     yield from _more_devices(run)
 
 
@@ -250,11 +260,27 @@ def _more_devices(run: Run) -> Iterator[tuple[str, str, Run]]:
         yield "devices", words, replace(changed, world_size=grown)
 
 
+def _share_further(run: Run, device: Device) -> Iterator[Run]:
+    """The run with twice, four times, ... as many ranks that share every sequence, of a machine."""
+    parallel, context = run.parallelism, run.parallelism.context * 2
+    tensor = parallel.tensor
+    if run.module.model.config.n_experts:
+        return
+    while parallel.kind == "fsdp2" and context * tensor <= device.per_node:
+        if parallel.shards % context or run.seq_len % sequence_multiple(tensor, context):
+            return
+        more = run.accumulate_grad_batches * 2
+        parallel = replace(parallel, context=context)
+        run = replace(run, parallelism=parallel, accumulate_grad_batches=more)
+        yield run
+        context *= 2
+
+
 def _split_further(run: Run, device: Device) -> Iterator[Run]:
     """The run with twice, four times, ... as many ranks that share every layer, of one machine."""
     parallel, tensor = run.parallelism, run.parallelism.tensor * 2
     context = parallel.context
-    while parallel.kind == "fsdp2" and tensor <= device.per_node:
+    while parallel.kind == "fsdp2" and tensor * context <= device.per_node:
         if run.world_size % (tensor * context) or run.seq_len % sequence_multiple(tensor, context):
             return
         if find_problems(run.module.model.config, tensor):

@@ -13,6 +13,7 @@ from lightning_llm.cli import main
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 RECIPE = ("--config", str(RECIPES / "pretrain" / "llama3_8b.yaml"))
+STRATEGY = "--trainer.strategy.init_args."
 SHARDED = ("--config", str(RECIPES / "hardware" / "fsdp2.yaml"))
 
 
@@ -74,6 +75,33 @@ def test_text_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in text, part
 
 
+def test_ranks_that_share_sequences(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = (*RECIPE, *SHARDED, f"{STRATEGY}context_parallel_size=4", "--world_size", "32")
+    text = plan(capsys, *shared)
+    assert "every sequence shared by 4" in text
+    assert "8 groups of ranks" in text
+    report = json.loads(plan(capsys, *shared, "--format", "json"))
+    assert (report["context_parallel"], report["tensor_parallel"]) == (4, 1)
+    assert report["shards"] == 32
+    assert report["tokens_per_step"] == 8 * 8 * 8192
+    keys = [each for each in report["collectives"] if each["over"] == "context"]
+    # Of 32 layers and 8 micro-batches: keys and values of 8 heads of 128, in bfloat16.
+    size = 32 * 8 * 2 * 8 * 128 * 8192 * 2
+    found = {each["operation"]: (each["calls"], each["bytes"]) for each in keys}
+    assert found["all_gather"] == found["reduce_scatter"] == (32 * 8, size)
+    assert not any(each["overlaps"] for each in keys)
+
+
+def test_documents_have_masks(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = []
+    small = ("--config", str(RECIPES / "quickstart.yaml"), "--trainer.precision=bf16-mixed")
+    for packing in ("concat", "best_fit"):
+        packed = (*small, f"--data.init_args.packing={packing}", "--format", "json")
+        report = json.loads(plan(capsys, *packed))
+        kept.append(report["memory_bytes_per_rank"]["activations"])
+    assert kept[1] - kept[0] == report["micro_batch_size"] * report["seq_len"] ** 2 * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,6 +136,27 @@ def test_text_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
                 "9",
             ),
             "must multiply to world_size=9",
+        ),
+        (
+            (
+                *SHARDED,
+                f"{STRATEGY}context_parallel_size=2",
+                f"{STRATEGY}tensor_parallel_size=2",
+                "--data.init_args.seq_len=1022",
+                "--world_size",
+                "8",
+            ),
+            "seq_len=1022 is no multiple of 4; use seq_len=1020",
+        ),
+        (
+            (
+                *SHARDED,
+                f"{STRATEGY}context_parallel_size=2",
+                "--model.init_args.config.n_experts=4",
+                "--world_size",
+                "8",
+            ),
+            "the routers of n_experts balance whole sequences",
         ),
     ],
 )
