@@ -30,9 +30,14 @@ def find_blocks(
         Distinct modules, none inside another.
 
     Raises:
+        TypeError: ``block_class`` is a class, not its name.
         ValueError: There are none; the classes that could be named are listed.
     """
     if block_class is not None:
+        if isinstance(block_class, type):
+            raise TypeError(
+                f"block_class={block_class!r} is a class; give its name, {block_class.__name__!r}"
+            )
         names = {block_class} if isinstance(block_class, str) else set(block_class)
         blocks = _of_class(module, names)
         if not blocks:

@@ -121,3 +121,5 @@ def test_nothing_found() -> None:
         find_blocks(module)
     with pytest.raises(ValueError, match=r"block_class=\['Blok'\] names no part of Sequential"):
         find_blocks(module, "Blok")
+    with pytest.raises(TypeError, match=r"is a class; give its name, 'Linear'"):
+        find_blocks(module, nn.Linear)  # type: ignore[arg-type]
