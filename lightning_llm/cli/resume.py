@@ -1,4 +1,4 @@
-"""Which checkpoint ``fit --resume`` continues from."""
+"""Which checkpoint ``fit --resume`` continues from, and what ``--ckpt_path`` stands for."""
 
 from __future__ import annotations
 
@@ -17,34 +17,38 @@ def checkpoint_to_resume(resume: Resume, ckpt_path: str | None, root: Path) -> s
     """Return the checkpoint to load, or None to start fresh.
 
     Args:
-        resume: ``never`` uses ``ckpt_path`` as given; ``auto`` takes the newest checkpoint under
-            ``root`` that verifies, if there is one, and says which it skipped and why; ``must``
-            fails when there is none.
-        ckpt_path: What ``--ckpt_path`` said.
+        resume: ``never`` uses ``ckpt_path``; ``auto`` takes the newest checkpoint under ``root``
+            that verifies, if there is one, and says which it skipped and why; ``must`` fails when
+            there is none.
+        ckpt_path: What ``--ckpt_path`` said: a path, or ``last``, which is what ``must`` takes.
         root: The run's own directory, ``trainer.default_root_dir``.
 
     Raises:
         ValueError: Both options are given, or ``ckpt_path`` is a URL.
-        FileNotFoundError: ``must`` and nothing to resume from, or ``ckpt_path`` is not there.
+        FileNotFoundError: ``must`` or ``last`` and nothing to resume from, or ``ckpt_path`` is not
+            there.
     """
-    if resume == "never":
-        if ckpt_path in (None, "last", "best", "hpc"):
+    # Lightning's own `last` is a file of that name: where there is none it starts from scratch.
+    last = resume == "never" and ckpt_path == "last"
+    if resume == "never" and not last:
+        if ckpt_path in (None, "best", "hpc"):
             return ckpt_path
         if not local_path(ckpt_path).exists():
             raise FileNotFoundError(f"--ckpt_path {ckpt_path}: no such file or folder")
         return ckpt_path
-    if ckpt_path is not None:
+    if ckpt_path is not None and not last:
         raise ValueError(f"--resume {resume} chooses the checkpoint itself: leave --ckpt_path out")
     for path in finish_interrupted(root):
         sys.stderr.write(f"{path}: whole, but without its name since a save was killed\n")
     for path in _newest_first(root):
         problem = _why_unusable(path)
         if problem is None:
-            sys.stderr.write(f"resuming from {path}\n")
+            sys.stderr.write(f"{'loading' if last else 'resuming from'} {path}\n")
             return str(path)
         sys.stderr.write(f"skipping {path}: {problem}\n")
-    if resume == "must":
-        raise FileNotFoundError(f"--resume must: no readable checkpoint under {root}")
+    if last or resume == "must":
+        option = "--ckpt_path last" if last else "--resume must"
+        raise FileNotFoundError(f"{option}: no readable checkpoint under {root}")
     sys.stderr.write(f"no readable checkpoint under {root}: starting fresh\n")
     return None
 

@@ -55,11 +55,11 @@ def run_training(command: str, arguments: list[str]) -> int:
     )
     _probe_output(trainer)
     options = {name: cli.config[name] for name in cli.command_options if name in cli.config}
-    resume = options.pop("resume", None)
-    if resume is not None:
-        options["ckpt_path"] = checkpoint_to_resume(
-            resume, options.get("ckpt_path"), Path(cli.trainer.default_root_dir)
-        )
+    options["ckpt_path"] = checkpoint_to_resume(
+        options.pop("resume", "never"), options["ckpt_path"], Path(trainer.default_root_dir)
+    )
+    if command != "fit" and options["ckpt_path"] is None:
+        sys.stderr.write("no --ckpt_path: these are the weights that the model starts with\n")
     if command == "predict":
         output = Path(
             options.pop("output") or Path(cli.trainer.default_root_dir, "predictions.jsonl")

@@ -63,6 +63,27 @@ def test_auto_skips_what_does_not_verify_and_says_why(tmp_path: Path, capsys: An
     assert f"resuming from {good}" in error
 
 
+def test_last_is_the_newest_or_an_error(tmp_path: Path) -> None:
+    save(tmp_path / "older.ckpt", age=20)
+    newest = save(tmp_path / "deep" / "model.ckpt", age=10)
+    assert checkpoint_to_resume("never", "last", tmp_path) == str(newest)
+    with pytest.raises(FileNotFoundError, match="--ckpt_path last: no readable checkpoint under"):
+        checkpoint_to_resume("never", "last", tmp_path / "none")
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_an_evaluation_says_when_nothing_is_loaded(
+    tmp_path: Path, capsys: Any, command: str
+) -> None:
+    make_text(tmp_path / "text.txt")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(tmp_path)))
+    config = config_of(tmp_path)
+    assert main([command, "--config", config]) == 0
+    assert "no --ckpt_path: these are the weights" in capsys.readouterr().err
+    assert main([command, "--config", config, "--ckpt_path", "last"]) == 1
+    assert "--ckpt_path last: no readable checkpoint" in capsys.readouterr().err
+
+
 def test_nothing_to_resume(tmp_path: Path, capsys: Any) -> None:
     assert checkpoint_to_resume("auto", None, tmp_path / "none") is None
     assert "starting fresh" in capsys.readouterr().err
