@@ -234,7 +234,7 @@ class Run:
 
     @property
     def positions(self) -> int:
-        """Of a sequence, that a rank computes or ranks with the same ones split layers at."""
+        """Tokens of a sequence that a rank computes, or ranks that share its layers together."""
         return self.seq_len // self.parallelism.context
 
     @property
