@@ -9,6 +9,7 @@ Shapes: B batch, T sequence, D model width, N ranks that share the layers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,7 @@ class TensorParallel:
             problems = find_problems(model.config, mesh.size())
             if problems:
                 raise ValueError(f"tensor_parallel_size={mesh.size()}: " + "; ".join(problems))
+        leave_out_advice()
         self._blocks = {block for model in self.transformers for block in model.blocks}
         self._first = {model.blocks[0] for model in self.transformers}
 
@@ -133,6 +135,20 @@ def find_problems(config: TransformerConfig, ranks: int) -> list[str]:
     if config.positions == "alibi":
         problems.append("positions='alibi' cannot be split; use tensor_parallel_size=1")
     return problems
+
+
+def leave_out_advice() -> None:
+    """Leave out torch's warning that what lies on two meshes is reduced or gathered over each.
+
+    Here that is the gradient's norm, a single number, and whole weights for samples.
+    """
+    logger = logging.getLogger("torch.distributed.tensor._redistribute")
+    if _is_no_advice not in logger.filters:
+        logger.addFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("While redistributing from")
 
 
 def _split_block(block: nn.Module, mesh: DeviceMesh) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,11 @@ from lightning_llm.models import TransformerConfig
 from lightning_llm.planning.pretended_ranks import pretended_ranks
 from lightning_llm.plugins import AtomicCheckpointIO
 from lightning_llm.strategies import FSDP2Strategy
-from lightning_llm.strategies.tensor_parallel import TensorParallel, find_problems
+from lightning_llm.strategies.tensor_parallel import (
+    TensorParallel,
+    find_problems,
+    leave_out_advice,
+)
 
 distributed = pytest.mark.distributed
 TWO_RANKS: Any = SimpleNamespace(size=lambda: 2)
@@ -224,3 +229,15 @@ def test_split_loss_has_no_second_derivative() -> None:
 def test_size_must_be_positive() -> None:
     with pytest.raises(ValueError, match="tensor_parallel_size=0 must be at least 1"):
         FSDP2Strategy(tensor_parallel_size=0)
+
+
+def test_torchs_advice_about_two_meshes_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    leave_out_advice()
+    logger = logging.getLogger("torch.distributed.tensor._redistribute")
+    logger.addHandler(caplog.handler)  # torch's loggers may keep records from their parents
+    try:
+        logger.warning("While redistributing from %s to %s, %d operations", "a", "b", 2)
+        logger.warning("something else")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {"something else"}
