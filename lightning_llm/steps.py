@@ -136,8 +136,7 @@ class TokenLossModule(L.LightningModule):
             # A fused optimizer takes the scale out of the gradients itself, in its step.
             self._grad_norm = self._grad_norm / scaler._get_scale_async()
         if gradient_clip_val:
-            clip = torch.nn.utils.clip_grads_with_norm_
-            clip(parameters, gradient_clip_val, self._grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self._grad_norm)
 
     @override
     def optimizer_step(
