@@ -1,4 +1,8 @@
-"""Callbacks that are guests on any LightningModule; one per file."""
+"""Callbacks that are guests on any LightningModule; one per file.
+
+Modules with a leading underscore are what they share with each other, and with the steps, the
+diagnosis and the command line of this package: nothing for others to import.
+"""
 
 from __future__ import annotations
 
