@@ -108,6 +108,18 @@ class TextScoreMonitor(EvaluationCallback):
         self._start([])
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if other is self or not isinstance(other, TextScoreMonitor):
+                continue
+            same = sorted(self._scores.keys() & other._scores.keys())
+            if same:  # Lightning would log the mean of the two
+                raise ValueError(
+                    f"{type(self).__name__} and {type(other).__name__} among the callbacks both "
+                    f"log {' and '.join(same)}; leave one of them out"
+                )
+
+    @override
     def start(self, trainer: Trainer) -> None:
         self._start(evaluation_loaders(trainer))
 

@@ -224,3 +224,9 @@ def test_sources_of_the_batch_are_shown(tmp_path: Path) -> None:
     validate(Sourced("both"), BLEUMonitor(), corpus_loader(make_corpus(1)), logger=logger)
     [line] = (Path(logger.log_dir) / "bleu_samples.jsonl").read_text("utf-8").splitlines()
     assert json.loads(line)["source"].startswith("source of 0: ")
+
+
+def test_two_monitors_of_the_same_score_are_refused() -> None:
+    run = trainer(callbacks=[BLEUMonitor(), BLEUMonitor(tokenize="zh")])
+    with pytest.raises(ValueError, match="both log bleu and chrf; leave one of them out"):
+        run.validate(Translator(), corpus_loader(make_corpus(2), 2), verbose=False)
