@@ -17,6 +17,7 @@ from lightning_llm.interop.hf.adapters import adapter_config, with_adapters
 from lightning_llm.interop.hf.continuation import generate_with_transformers
 from lightning_llm.interop.hf.decoder import Decoder
 from lightning_llm.interop.hf.flops import network_flops_per_token
+from lightning_llm.interop.hf.tokenizer import stored_tokenizer
 from lightning_llm.language import CHECKPOINT_KEY, LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
 
@@ -94,7 +95,7 @@ class HFCausalLM(LanguageModule):
             network = _new_network(name_or_path, vocab_size, dtype)
         else:
             network = _pretrained_network(name_or_path, dtype, revision)
-            self.tokenizer = _tokenizer_of(name_or_path, revision)
+            self.tokenizer = stored_tokenizer(name_or_path, revision=revision)
             folder = Path(name_or_path)
             name = str(folder.resolve() if folder.is_dir() else name_or_path)
             self._base = {"name_or_path": name, "revision": revision, "dtype": dtype}
@@ -315,18 +316,6 @@ def _pretrained_network(name_or_path: str | Path, dtype: str, revision: str | No
     _refuse_no_causal_lm(config)
     return AutoModelForCausalLM.from_pretrained(
         name_or_path, config=config, dtype=_torch_dtype(dtype), use_safetensors=True, **options
-    )
-
-
-def _tokenizer_of(name_or_path: str | Path, revision: str | None) -> Any:
-    from transformers import AutoTokenizer
-
-    folder = Path(name_or_path)
-    files = ("tokenizer.json", "tokenizer_config.json")
-    if folder.is_dir() and not any((folder / name).is_file() for name in files):
-        return None
-    return AutoTokenizer.from_pretrained(
-        name_or_path, revision=revision or "main", trust_remote_code=False
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_llm.interop.hf.tokenizer import stored_tokenizer
 from lightning_llm.interop.hf.weights import from_hf_config, iterate_from_hf
 from lightning_llm.models import Transformer, TransformerConfig
 
@@ -63,7 +64,7 @@ def load_pretrained(
     if overrides:
         _check_overrides(model, _meta_model(stored), overrides)
     if not weights:
-        return Pretrained(model.to(dtype), _load_tokenizer(folder))
+        return Pretrained(model.to(dtype), stored_tokenizer(folder))
     place: dict[str, Tensor] = {}
     for name, tensor in iterate_from_hf(hf_config, tensors):
         if not place:  # the first row of a table is the embedding: its dtype is the model's
@@ -75,7 +76,7 @@ def load_pretrained(
                 f"for {tuple(place[name].shape)}"
             )
         place[name].copy_(tensor)
-    return Pretrained(model, _load_tokenizer(folder))
+    return Pretrained(model, stored_tokenizer(folder))
 
 
 def _meta_model(config: TransformerConfig) -> Transformer:
@@ -165,11 +166,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from error
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -58,6 +58,26 @@ def _stable_text(path: Path) -> str:
     return json.dumps(content, ensure_ascii=False, indent=1)
 
 
+def stored_tokenizer(
+    name_or_path: str | Path, *, revision: str | None = None
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a model; None for a folder that holds none.
+
+    Args:
+        name_or_path: A folder, or a name on the hub.
+        revision: Branch, tag or commit on the hub.
+    """
+    folder = Path(name_or_path)
+    files = ("tokenizer.json", "tokenizer_config.json")
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        name_or_path, revision=revision or "main", trust_remote_code=False
+    )
+
+
 def unpack_tokenizer(files: Mapping[str, str]) -> PreTrainedTokenizerBase:
     """Inverse of :func:`pack_tokenizer`.
 
