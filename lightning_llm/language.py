@@ -155,14 +155,19 @@ class LanguageModule(TokenLossModule):
     def predict_step(
         self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
-        """Return ``{"nll"}``: the NLL of each target in nats, ``(B, T)``, 0 where ignored."""
+        """Return the likelihood of each row.
+
+        Returns:
+            ``nll``: of each target in nats, ``(B, T)``, 0 where ignored; ``num_tokens``: the
+            targets of each row, ``(B,) int64``.
+        """
         labels = targets_of(batch)
         hidden = self.hidden_states(batch)
         weight, options = self._loss_options()
         nll = linear_cross_entropy(
             hidden.flatten(0, 1), weight, labels.flatten(), reduction="none", **options
         )
-        return {"nll": nll.view_as(labels)}
+        return {"nll": nll.view_as(labels), "num_tokens": (labels != IGNORE_INDEX).sum(-1)}
 
     # ------------------------------------------------------------------ data and tokenizer
 

@@ -333,6 +333,7 @@ def test_predict_returns_the_likelihood_of_each_target() -> None:
         )
     torch.testing.assert_close(output["nll"], expected, rtol=1e-4, atol=1e-5)
     assert math.isclose(float(output["nll"][1, :5].sum()), 0.0)
+    assert torch.equal(output["num_tokens"], (labels != -100).sum(1))
     first, second = trainer().predict(module, [DataLoader(rows, batch_size=3)] * 2)
     assert torch.equal(first[0]["nll"], second[0]["nll"])
 

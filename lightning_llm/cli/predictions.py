@@ -24,7 +24,7 @@ def write_predictions(trainer: Trainer, batches: list[Any], output: Path) -> Non
 
     Args:
         trainer: After ``predict``; all ranks call it, the first writes.
-        batches: What it returned on this rank, ``{"nll": (B, T)}`` each.
+        batches: What it returned on this rank, ``{"nll": (B, T), "num_tokens": (B,)}`` each.
         output: The file.
     """
     by_rank = gather_objects(trainer, dict(_numbered(trainer, batches)))
@@ -47,9 +47,12 @@ def _numbered(trainer: Trainer, batches: list[Any]) -> Iterator[tuple[int, Entry
     # Where the loader does not say: Lightning's sampler for predictions deals rows out in turns.
     place = replica
     for batch, numbers in zip(batches, indices() if indices is not None else batches):
-        for row, nll in enumerate(batch["nll"].float().cpu()):
+        nll, counts = batch["nll"].float(), batch.get("num_tokens")
+        if counts is None:  # of a predict_step that does not count
+            counts = (nll != 0).sum(-1)
+        sums = zip(nll.sum(-1).tolist(), counts.tolist())
+        for row, (nll_sum, count) in enumerate(sums):
             number = place if indices is None else int(numbers[row])
             place += replicas
             if number >= 0:  # else padding
-                # A target's likelihood is never exactly one, an ignored position's NLL is 0.
-                yield number, {"nll_sum": float(nll.sum()), "num_tokens": int((nll != 0).sum())}
+                yield number, {"nll_sum": nll_sum, "num_tokens": count}

@@ -12,8 +12,8 @@ import torch
 
 from lightning_llm.cli import predictions
 
-# Ten rows of one target each, whose NLL is their number plus one.
-NLL = torch.arange(1.0, 11.0)[:, None]
+# Ten rows of one target each, whose NLL is their number; that of a target may well be 0.
+NLL = torch.arange(10.0)[:, None]
 
 
 def rank(number: int, indices: list[list[int]] | None) -> Any:
@@ -45,7 +45,10 @@ def test_rows_of_all_ranks_are_written_in_the_order_of_the_data(
     output = tmp_path / "predictions.jsonl"
     for number in (1, 0):  # the first rank writes
         trainer = rank(number, rows[number] if loader == "ours" else None)
-        batches = [{"nll": NLL[numbers]} for numbers in rows[number]]
+        batches = [
+            {"nll": NLL[numbers], "num_tokens": torch.ones(len(numbers), dtype=torch.int64)}
+            for numbers in rows[number]
+        ]
         assert not output.exists()
         predictions.write_predictions(trainer, batches, output)
     written = [json.loads(line) for line in output.read_text().splitlines()]
