@@ -61,6 +61,8 @@ def use_compile(report: Report) -> str | None:
     if setup.compiles or not setup.can_compile:
         return None
     name = "DDPStrategy" if setup.world_size > 1 else "SingleDeviceStrategy"
+    if setup.strategy == "FSDP2Strategy":
+        name = setup.strategy
     return (
         f"the blocks are not compiled: set trainer.strategy to class_path: "
         f"lightning_llm.strategies.{name} with init_args: compile: true (costs a minute or less "

@@ -42,6 +42,12 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"detects_anomalies": True}, "trainer.detect_anomaly"),
     ({}, {"precision": "32-true"}, "bf16-mixed"),
     ({}, {"compiles": False}, "compile: true"),
+    ({}, {"compiles": False, "world_size": 2}, "lightning_llm.strategies.DDPStrategy"),
+    (
+        {},
+        {"compiles": False, "strategy": "FSDP2Strategy"},
+        "lightning_llm.strategies.FSDP2Strategy",
+    ),
     ({"graph_breaks": 2, "break_reasons": ["print"]}, {}, "2 places: print"),
     ({"recompiles": 3}, {}, "drop_last: true"),
     ({"host_syncs_per_step": 2.0}, {}, "waits for the device 2 times"),
