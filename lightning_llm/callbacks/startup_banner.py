@@ -80,6 +80,7 @@ def describe_run(trainer: Trainer, pl_module: LightningModule, batch: Any) -> st
         *(parameter_lines(pl_module) if _wants_summary(trainer) else []),
         "  ".join(facts),
         _step_and_run(trainer, batch),
+        *_padding_of_small_data(trainer),
     ]
     off = _could_be_on(trainer, pl_module, packing)
     if off:
@@ -118,6 +119,18 @@ def _step_and_run(trainer: Trainer, batch: Any) -> str:
         run += f"  FLOPs per token: {short_number(flops.at(length)[0])}"
         run += _shares(trainer.lightning_module, length)
     return f"step: {per_step:,} tokens ({', '.join(factors)})  run: {run}"
+
+
+def _padding_of_small_data(trainer: Trainer) -> list[str]:
+    """Where the loader fills a batch up for want of data, what that costs."""
+    loader = trainer.train_dataloader
+    rows, batch = (getattr(loader, name, None) for name in ("num_samples", "samples_per_step"))
+    if not isinstance(rows, int) or not isinstance(batch, int) or rows >= batch:
+        return []
+    return [
+        f"the data has {rows:,} of the {batch:,} rows of a batch, the others are padding: "
+        "lower micro_batch_size"
+    ]
 
 
 def _shares(pl_module: LightningModule, length: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, P
 from lightning_llm.callbacks import StartupBanner
 from lightning_llm.callbacks._precision_name import precision_name
 from lightning_llm.callbacks.startup_banner import _could_be_on
+from lightning_llm.data import TokenDataModule, TokenStoreWriter
 from lightning_llm.plugins import BF16MixedPrecision, Float8Precision, MasterWeightsPrecision
 from lightning_llm.strategies import SingleDeviceStrategy
 
@@ -178,6 +180,20 @@ def test_padding_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     text = banner(capsys, data=Data())
     assert "packing pad" in text
     assert "packing concat or best_fit" in text
+
+
+def test_data_that_does_not_fill_a_batch_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def started(tokens: int) -> str:
+        with TokenStoreWriter(tmp_path / str(tokens), vocab_size=13) as writer:
+            writer.add(torch.arange(tokens).numpy() % 13)
+        data = TokenDataModule(train_store=tmp_path / str(tokens), seq_len=6, micro_batch_size=4)
+        return banner(capsys, data=data, max_steps=1)
+
+    said = "the data has 2 of the 4 rows of a batch, the others are padding: lower micro_batch_size"
+    assert said in started(tokens=13)
+    assert "padding" not in started(tokens=25)
 
 
 def test_batches_without_ids_have_no_step(capsys: pytest.CaptureFixture[str]) -> None:
