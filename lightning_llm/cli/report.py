@@ -20,7 +20,7 @@ def report_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="RUN_DIR",
-        help="a folder with one metrics.csv in it or below",
+        help="a folder with a metrics.csv, or one above: of several, the newest that trained",
     )
     parser.add_argument(
         "--output", type=Path, default=None, help="default: report.html in the first RUN_DIR"
@@ -42,7 +42,9 @@ def run_report(arguments: list[str]) -> int:
     output = options.output or options.run_dirs[0] / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(render_report(runs), encoding="utf-8")
-    for run in runs:
+    for directory, run in zip(options.run_dirs, runs, strict=True):
+        if not directory.resolve().as_posix().endswith(run.name):
+            sys.stderr.write(f"{directory}: the run is {run.name}\n")
         for problem in run.problems:
             sys.stderr.write(f"{run.name}: {problem}\n")
     pictures = write_pngs(runs, options.png) if options.png else []

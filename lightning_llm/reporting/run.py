@@ -67,12 +67,12 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Read a directory of Lightning's ``CSVLogger``, or one above a single such directory.
+    """Read a directory of Lightning's ``CSVLogger``, or the newest run below one.
 
     A run that ended before its first row has no ``metrics.csv``; its ``ending.json`` will do.
 
     Raises:
-        ValueError: There is no such directory, or there are several.
+        ValueError: There is no such directory.
     """
     directory = _log_directory(directory)
     run = Run(name=_name(directory, _NAME_PARTS))
@@ -122,11 +122,22 @@ def _log_directory(directory: Path) -> Path:
     files = [path for name in _LOG_FILES for path in directory.rglob(name)]
     by_age = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
     found = list(dict.fromkeys(path.parent for path in by_age))
-    if len(found) == 1:
-        return found[0]
-    problem = f"has {len(found)} logs below it" if found else "has no metrics.csv"
-    remedy = f"; the newest is {str(found[0])!r}" if found else ", which CSVLogger writes"
-    raise ValueError(f"RUN_DIR {str(directory)!r} {problem}{remedy}")
+    if not found:
+        raise ValueError(f"RUN_DIR {str(directory)!r} has no metrics.csv, which CSVLogger writes")
+    return next((folder for folder in found if _has_trained(folder)), found[0])
+
+
+def _has_trained(log: Path) -> bool:
+    """Whether it is more than the log of a `validate` or `test`, which has a single step."""
+    if (log / ENDING_FILE).is_file():
+        return True
+    first = None
+    with (log / "metrics.csv").open(encoding="utf-8", errors="replace", newline="") as file:
+        for row in csv.DictReader(line.replace("\0", "") for line in file):
+            if first is not None and row.get("step") != first:
+                return True
+            first = row.get("step")
+    return False
 
 
 def _read_metrics(path: Path, run: Run) -> None:

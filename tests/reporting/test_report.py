@@ -86,10 +86,14 @@ def test_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (tmp_path / "logs" / "report.html").is_file()
     later = write_run(tmp_path / "logs" / "version_1") / "metrics.csv"
     os.utime(later, (2_000_000_000, 2_000_000_000))
+    evaluated = tmp_path / "logs" / "version_2" / "metrics.csv"
+    evaluated.parent.mkdir()
+    evaluated.write_text("epoch,step,val_loss,val_perplexity\n0,20,2.0,\n0,20,,7.4\n")
+    os.utime(evaluated, (2_000_000_009, 2_000_000_009))
     capsys.readouterr()
-    assert main(["report", str(tmp_path / "logs")]) == 1
-    assert "has 2 logs below it; the newest is" in (error := capsys.readouterr().err)
-    assert "version_1" in error
+    assert main(["report", str(tmp_path / "logs")]) == 0  # the newest that trained
+    assert f"{tmp_path / 'logs'}: the run is " in (said := capsys.readouterr().err)
+    assert "version_1\n" in said
 
 
 def test_names_tell_runs_apart(tmp_path: Path) -> None:
