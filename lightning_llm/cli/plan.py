@@ -66,6 +66,8 @@ def run_of(cli: PlanCLI) -> Run:
         ValueError: The recipe does not say how long or how many its sequences are.
     """
     options, trainer = cli.config, cli.config_init["trainer"]
+    if options["tokens"] is not None and options["tokens"] < 1:
+        raise ValueError(f"tokens={options['tokens']} must be at least 1")
     asked = options["world_size"]
     world_size = _ranks_of(trainer) if asked is None else asked
     strategy = trainer.get("strategy") or "auto"

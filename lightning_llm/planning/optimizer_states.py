@@ -1,4 +1,4 @@
-"""How many bytes an optimizer keeps for each weight, found by letting it step on nothing."""
+"""What an optimizer keeps for each weight and computes, found by letting it step on nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def optimizer_of(module: Any) -> Any:
@@ -44,3 +45,10 @@ def state_elements(optimizer: Any) -> dict[int, float]:
         elements[id(parameter)] = kept / parameter.numel()
     optimizer.state.clear()
     return elements
+
+
+def step_flops(optimizer: Any) -> int:
+    """Operations of the matrix products of a step on whole weights, which every rank computes."""
+    with FlopCounterMode(display=False) as counter:
+        state_elements(optimizer)
+    return counter.get_total_flops()

@@ -11,7 +11,7 @@ from lightning_llm.planning.communication import plan_communication
 from lightning_llm.planning.devices import Device
 from lightning_llm.planning.fake_layers import sequence_multiple
 from lightning_llm.planning.memory import Memory, plan_memory
-from lightning_llm.planning.optimizer_states import optimizer_of
+from lightning_llm.planning.optimizer_states import optimizer_of, step_flops
 from lightning_llm.planning.run import Run
 from lightning_llm.planning.shards import shard_units
 from lightning_llm.planning.time import ASSUMPTIONS, StepTime, plan_time
@@ -188,7 +188,7 @@ def _plan(run: Run, device: Device) -> Plan:
         flops_per_token=int(run.module.flops_per_token(run.seq_len)),
         memory=memory,
         collectives=collectives,
-        time=plan_time(run, units, collectives, states, device),
+        time=plan_time(run, units, collectives, states, device, step_flops(optimizer)),
     )
 
 

@@ -31,8 +31,8 @@ _LATENCY, _LATENCY_PER_NODE = 10e-6, 2e-6
 
 ASSUMPTIONS = (
     "products at 62 % (width below 1,024), 66 % (below 2,048) or 70 % of the bf16 peak, where the "
-    "width is divided by the ranks that share a layer, float8 ones at 60 % of theirs; attention at "
-    "38 %, half of the scores skipped",
+    "width is divided by the ranks that share a layer, float8 ones at 60 % of theirs; those of "
+    "Muon by every rank, in bfloat16; attention at 38 %, half of the scores skipped",
     f"elementwise traffic of {_FUSED:.0f} (compiled) or {_EAGER:.0f} (eager) bytes per token, "
     "layer and unit of width, and 6 bytes per word of the vocabulary for the loss, at 90 % of the "
     "memory bandwidth",
@@ -70,7 +70,12 @@ class StepTime:
 
 
 def plan_time(
-    run: Run, units: list[Unit], collectives: list[Collective], state_bytes: int, device: Device
+    run: Run,
+    units: list[Unit],
+    collectives: list[Collective],
+    state_bytes: int,
+    device: Device,
+    optimizer_flops: int = 0,
 ) -> StepTime:
     """Predict a step.
 
@@ -80,6 +85,7 @@ def plan_time(
         collectives: Of a step.
         state_bytes: Weights, gradients and optimizer states of a rank.
         device: Of every rank.
+        optimizer_flops: Of the optimizer's matrix products, in bfloat16, on every rank.
     """
     config = run.module.model.config
     # Ranks that share layers divide the arithmetic of the same tokens; those that share sequences
@@ -104,6 +110,7 @@ def plan_time(
     memory = tokens * traffic / (device.memory_bandwidth * _BANDWIDTH)
     # States are read and written, gradients read and cleared.
     optimizer = 2 * state_bytes / (device.memory_bandwidth * _BANDWIDTH)
+    optimizer += optimizer_flops / (device.bf16_flops * _share_of_peak(config.dim))
     if run.parallelism.cpu_offload:
         optimizer += 2 * state_bytes / _HOST_LINK
     hidden = sum(collective_seconds(c, run, device) for c in collectives if c.overlaps)
@@ -120,9 +127,12 @@ def plan_time(
 def _products_rate(run: Run, device: Device) -> tuple[float, float]:
     """Peak of the dtype, and the share of it that products of this width reach."""
     width = run.module.model.config.dim // run.parallelism.tensor
-    share = next(share for bound, share in _PRODUCTS if width < bound)
     narrow = run.numerics.compute.itemsize < 4
-    return (device.bf16_flops if narrow else device.fp32_flops), share
+    return (device.bf16_flops if narrow else device.fp32_flops), _share_of_peak(width)
+
+
+def _share_of_peak(width: int) -> float:
+    return next(share for bound, share in _PRODUCTS if width < bound)
 
 
 def collective_seconds(collective: Collective, run: Run, device: Device) -> float:

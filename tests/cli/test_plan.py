@@ -107,6 +107,7 @@ def test_documents_have_masks(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--device", "abacus"), "abacus"),
         (("--world_size", "0"), "world_size=0"),
+        (("--tokens", "-5"), "tokens=-5 must be at least 1"),
         (("--data.init_args.seq_len", "9000"), "max_seq_len=8192"),
         (("--trainer.strategy", "deepspeed_stage_2"), "deepspeed"),
         (
