@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias, causal_lower_right
+from torch.utils._python_dispatch import _disable_current_modes
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -66,7 +67,8 @@ class ContextShard:
         for chunk in self.chunks:
             shape = size, (chunk + 1) * size
             if shape not in self._causal:
-                self._causal[shape] = causal_lower_right(*shape)
+                with _disable_current_modes():  # a tensor without data, which they cannot wrap
+                    self._causal[shape] = causal_lower_right(*shape)
 
     def causal(self, n_queries: int, n_keys: int) -> CausalBias:
         """The rule, which takes no memory with flash attention, that the last query sees all."""

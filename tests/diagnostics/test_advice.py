@@ -42,7 +42,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"detects_anomalies": True}, "trainer.detect_anomaly"),
     ({}, {"precision": "32-true"}, "bf16-mixed"),
     ({}, {"compiles": False}, "compile: true"),
-    ({}, {"compiles": False, "world_size": 2}, "lightning_llm.strategies.DDPStrategy"),
+    ({}, {"compiles": False, "world_size": 2}, "strategies.DDPStrategy with"),
     (
         {},
         {"compiles": False, "strategy": "FSDP2Strategy"},

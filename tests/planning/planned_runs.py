@@ -6,7 +6,6 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import check_tensor_parallel as split_models
 import lightning.pytorch as L
@@ -16,12 +15,11 @@ from kept_memory import SHARED_CASES, SPLIT_CASES, kept_by_shared, kept_by_split
 from strategy_models import LENGTH, trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_llm import CausalLM
-from lightning_llm.models.context import ContextShard
 from lightning_llm.optim import Muon
 from lightning_llm.planning import Numerics, Parallelism, Run
 from lightning_llm.plugins import BF16MixedPrecision, MasterWeightsPrecision
@@ -179,15 +177,6 @@ def run_of(case: Case, ranks: int) -> Run:
     )
 
 
-def prepare_unwatched(shard: ContextShard, length: int) -> None:
-    """``ContextShard.prepare``, which torch does not let run under a `TorchDispatchMode`."""
-    with _disable_current_modes():
-        prepare(shard, length)
-
-
-prepare = ContextShard.prepare
-
-
 class Collectives(TorchDispatchMode):
     """Notes what goes to the process groups: operation and bytes of the largest tensor."""
 
@@ -275,7 +264,7 @@ def watch(case: Case, ranks: int) -> dict[str, Any]:
         **{**defaults, **precision, **options},
     )
     torch.manual_seed(3)
-    with recorder, patch.object(ContextShard, "prepare", prepare_unwatched):
+    with recorder:
         runner.fit(module(), Documents() if documents else Data())
     return watcher.found
 

@@ -13,6 +13,7 @@ from ranks import run_on_ranks
 from strategy_models import Foreign
 from test_tensor_parallel import assert_same_state, assert_same_training
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_llm.models.context import ContextShard
 from lightning_llm.plugins import AtomicCheckpointIO
@@ -121,6 +122,11 @@ def test_ranks_have_an_early_and_a_late_chunk() -> None:
     ids = torch.arange(8)[None]
     assert shard.split(ids).tolist() == [[2, 3, 4, 5]]
     assert shard.positions(4, torch.device("cpu")).tolist() == [2, 3, 4, 5]
+
+
+def test_operations_may_be_watched() -> None:
+    with FlopCounterMode(display=False):
+        ContextShard(MESH).prepare(16)
 
 
 def test_the_module_is_left_as_it_was() -> None:
