@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ _ALGORITHMS = get_args(Algorithm)
 _SIZED = ("bpe", "unigram", "wordpiece", "word")
 _BYTE_LEVEL = ("bpe", "unigram", "byte")
 _DEFAULT_VOCAB_SIZE = 32_000
+_OF_A_TOKENIZER = re.compile(r"^tokenizer|^vocab|\.model$")  # names of files
 # End-of-text tokens of published tokenizers whose bare tokenizer.json does not say which it is.
 _KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]")
 
@@ -114,6 +116,12 @@ class TokenizerSpec:
                 )
             elif token in (EOS_TOKEN, UNK_TOKEN):
                 problems.append(f"special token {token!r} is always there; leave it out")
+        name = self.pretrained
+        if name is not None and name in _ALGORITHMS and not os.path.exists(name):
+            problems.append(
+                f"{name!r} is no pretrained tokenizer but an algorithm: "
+                f"TokenizerSpec(algorithm={name!r}), in a recipe tokenizer: {{algorithm: {name}}}"
+            )
         return problems + self._vocab_size_problems()
 
     def _vocab_size_problems(self) -> list[str]:
@@ -190,6 +198,8 @@ def _load(name: str) -> Any:
     local = os.path.exists(name)
     if not local and (name.startswith((".", os.sep)) or name.count("/") > 1 or not name):
         raise FileNotFoundError(f"tokenizer {name!r}: no such file or directory.")
+    if os.path.isdir(name) and not any(_OF_A_TOKENIZER.search(file) for file in os.listdir(name)):
+        raise FileNotFoundError(f"tokenizer {name!r}: the folder holds no tokenizer.json.")
     try:
         if os.path.isfile(name) and os.path.basename(name) != "tokenizer.json":
             return PreTrainedTokenizerFast(tokenizer_file=name)

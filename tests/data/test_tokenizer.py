@@ -238,6 +238,9 @@ def test_loading_errors(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match=r"tokenizer '\./here': no such file"):
         load_tokenizer("./here")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"the folder holds no tokenizer\.json"):
+        load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=r"'no-such/tokenizer' cannot be loaded \(it is no local"):
         load_tokenizer("no-such/tokenizer")
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')

@@ -37,6 +37,7 @@ def test_positional_and_frozen() -> None:
         ({"special_tokens": ["<|endoftext|>"]}, "'<|endoftext|>' is always there; leave it out"),
         ({"pretrained": "gpt2", "vocab_size": 9}, "vocab_size=9 is set by pretrained='gpt2'"),
         ({"algorithm": "byte", "vocab_size": 257}, "vocab_size=257 is fixed by algorithm='byte'"),
+        ({"pretrained": "bpe"}, r"an algorithm: TokenizerSpec\(algorithm='bpe'\), in a recipe"),
         ({"vocab_size": 256}, "vocab_size=256 must be at least 257 for algorithm='bpe'"),
         (
             {"algorithm": "word", "vocab_size": 3, "special_tokens": ["<|a|>"]},
