@@ -12,7 +12,7 @@ from hf_modules import batch, loader, module, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
-from lightning_llm import HFCausalLM
+from lightning_llm import CausalLM, HFCausalLM
 from lightning_llm.interop.hf.causal_lm import restore_hf_causal_lm
 
 pytest.importorskip("peft")
@@ -77,6 +77,9 @@ def test_exports_merged_or_for_peft(folder: Path, tmp_path: Path, kind: str) -> 
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=ids).logits, wanted, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(with_peft(input_ids=ids).logits, wanted)
+    for build in (HFCausalLM, CausalLM.from_pretrained):
+        with pytest.raises(FileNotFoundError, match="holds adapters without their model"):
+            build(tmp_path / "adapters")
 
 
 def test_resume_goes_on_with_the_adapters(folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lightning_llm.interop.hf.adapters import adapter_config, with_adapters
 from lightning_llm.interop.hf.continuation import generate_with_transformers
 from lightning_llm.interop.hf.decoder import Decoder
 from lightning_llm.interop.hf.flops import network_flops_per_token
+from lightning_llm.interop.hf.load import check_model_folder
 from lightning_llm.interop.hf.tokenizer import stored_tokenizer
 from lightning_llm.language import CHECKPOINT_KEY, LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
@@ -300,11 +301,8 @@ def _pretrained_network(name_or_path: str | Path, dtype: str, revision: str | No
     from transformers import AutoConfig, AutoModelForCausalLM
 
     path = Path(name_or_path)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path} holds no config.json, so it is no exported model; make one of a checkpoint "
-            "with `lightning-llm export`"
-        )
+    if path.is_dir():
+        check_model_folder(path)
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(name_or_path, **options)

@@ -140,14 +140,29 @@ def _opened(file: Path) -> Any:
         raise ValueError(f"{file} is not a whole safetensors file ({error})") from error
 
 
+def check_model_folder(folder: Path) -> None:
+    """Check that a folder holds a model, and not the adapters of one alone.
+
+    Raises:
+        FileNotFoundError: It does not; the message says what to do.
+    """
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds adapters without their model: export the run's checkpoint, or "
+            "save_pretrained(directory) without merge=False, which writes the merged model"
+        )
+    raise FileNotFoundError(
+        f"{folder} holds no config.json, so it is no exported model; make one of a checkpoint with "
+        "`lightning-llm export`"
+    )
+
+
 def _find(path_or_name: str | Path) -> Path:
     folder = Path(path_or_name)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no config.json, so it is no exported model; make one of a "
-                "checkpoint with `lightning-llm export`"
-            )
+        check_model_folder(folder)
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
