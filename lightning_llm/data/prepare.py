@@ -138,13 +138,19 @@ class PreparedText:
         return cached_tokenizer(self.path / "tokenizer", self._trained_tokenizer, entry=self.path)
 
     def _trained_tokenizer(self) -> PreTrainedTokenizerFast:
+        stats = SourceStats()
         texts = (
             piece
-            for part, document in self.split.documents(SourceStats())
+            for part, document in self.split.documents(stats)
             if part == "train"
             for piece in document.pieces
         )
-        return train_tokenizer(self.tokenizer_spec, texts)
+        try:
+            return train_tokenizer(self.tokenizer_spec, texts)
+        except ValueError:
+            if stats.documents:
+                raise
+            raise ValueError(f"no text to train the tokenizer on: {_counted(stats)}.") from None
 
     @property
     def parts(self) -> list[Part]:
@@ -196,7 +202,7 @@ class PreparedText:
         write_json(self.path / _DONE, report)
         _LOG.info("prepared %s", json.dumps(report))
         if stats.skipped:
-            _LOG.warning("%d documents left out: their text is not valid Unicode", stats.skipped)
+            _LOG.warning("not everything is valid UTF-8: %s", _counted(stats))
 
     def _documents(self, stats: SourceStats) -> Labelled:
         yield from self.split.documents(stats)
@@ -211,6 +217,13 @@ class PreparedText:
             if count["tokens"] <= count["documents"]:
                 raise ValueError(
                     f"the {part} part has no text: {count['documents']} documents with "
-                    f"{count['tokens']} tokens. Over all parts {stats.documents} documents were "
-                    f"read, {stats.empty} were empty and {stats.skipped} skipped as invalid."
+                    f"{count['tokens']} tokens. Over all parts, {_counted(stats)}."
                 )
+
+
+def _counted(stats: SourceStats) -> str:
+    first = "" if stats.first_skipped is None else f", the first of them {stats.first_skipped}"
+    return (
+        f"{stats.documents} documents were read, {stats.empty} were empty and {stats.skipped} "
+        f"left out as invalid{first}"
+    )

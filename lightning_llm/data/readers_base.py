@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +48,7 @@ class SourceStats:
         documents: Documents yielded.
         empty: Documents left out because they held no text.
         skipped: Documents left out by ``errors="skip"``.
+        first_skipped: Where the first of them is.
         bytes: UTF-8 bytes of the documents yielded.
     """
 
@@ -55,6 +56,12 @@ class SourceStats:
     empty: int = 0
     skipped: int = 0
     bytes: int = 0
+    first_skipped: str | None = field(default=None, compare=False)
+
+    def skip(self, where: str) -> None:
+        """Count a document that is left out."""
+        self.skipped += 1
+        self.first_skipped = self.first_skipped or where
 
 
 class InvalidTextError(ValueError):

@@ -68,7 +68,7 @@ def read_jsonl(
         except InvalidTextError:
             if errors != "skip":
                 raise
-            stats.skipped += 1
+            stats.skip(where)
         else:
             yield from emit(text, where, stats)
 
@@ -148,7 +148,7 @@ def read_parquet(
                     except InvalidTextError:
                         if errors != "skip":
                             raise
-                        stats.skipped += 1
+                        stats.skip(where)
                     else:
                         yield from emit(text, where, stats)
         except (pa.ArrowException, OSError) as error:

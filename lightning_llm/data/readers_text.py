@@ -34,7 +34,7 @@ def read_text(
 ) -> Iterator[Document]:
     """Yield the file, or its bytes ``[start, stop)``, as one document; nothing if it is empty."""
     if errors == "skip" and not _is_utf8(path, start, stop):
-        stats.skipped += 1
+        stats.skip(str(path))
         return
     pieces = _pieces(path, "replace" if errors == "replace" else "strict", start, stop, stats)
     first = next(pieces, None)

@@ -136,6 +136,19 @@ def test_no_text_is_an_error_with_counts(tmp_path, content):
     assert not list((tmp_path / "cache").glob("*/train"))
 
 
+def test_the_first_file_left_out_is_named(source, tmp_path, caplog):
+    invalid = [tmp_path / "b.txt", tmp_path / "c.txt"]
+    for path in invalid:
+        path.write_bytes("清晨".encode("gbk"))
+    some = FileCorpus((source, *invalid), errors="skip")
+    PreparedText(some, tokenizer_spec=BYTE, cache_dir=tmp_path / "cache").prepare()
+    assert f"2 left out as invalid, the first of them {invalid[0]}" in caplog.text
+    spec = TokenizerSpec("bpe", vocab_size=300)
+    none = FileCorpus(tuple(invalid), errors="skip")
+    with pytest.raises(ValueError, match=rf"0 documents .* the first of them {invalid[0]}"):
+        PreparedText(none, tokenizer_spec=spec, cache_dir=tmp_path / "cache").prepare()
+
+
 def test_a_side_without_text_is_named(source, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match="the val part has no text: 0 documents with 0 tokens"):
