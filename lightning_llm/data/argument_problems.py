@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 from lightning_llm.data.packing import Packing
+
+_LOG = logging.getLogger(__name__)
 
 
 def constructor_arguments(scope: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,3 +52,22 @@ def size_problems(arguments: Mapping[str, Any], at_least: Mapping[str, int]) -> 
         for name, value in given.items()
         if value is not None and value < at_least[name]
     ]
+
+
+def warn_of_shared_files(files: Mapping[str, Iterable[Path]]) -> None:
+    """Tell of files that validate or test the model and train it as well.
+
+    Args:
+        files: By part; those of ``train`` are compared with each other part's.
+    """
+    learned = {os.path.abspath(file) for file in files.get("train", ())}
+    for part, others in files.items():
+        shared = [file for file in others if part != "train" and os.path.abspath(file) in learned]
+        if shared:
+            more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+            _LOG.warning(
+                "%s%s train and are the %s part too: its scores are of text that was learned",
+                shared[0],
+                more,
+                part,
+            )

@@ -11,6 +11,7 @@ from lightning_llm.data.argument_problems import (
     choice_problems,
     fraction_problems,
     size_problems,
+    warn_of_shared_files,
 )
 from lightning_llm.data.corpus import Part
 from lightning_llm.data.packed_examples import TooLong
@@ -126,6 +127,13 @@ def row_sources(
                 revision=given["dataset_revision"],
                 streaming=given["streaming"],
             )
+    warn_of_shared_files(
+        {
+            part: rows.files if isinstance(rows, FileRows) else rows.first
+            for part, rows in found.items()
+            if isinstance(rows, FileRows | AlignedRows)
+        }
+    )
     if given["max_train_samples"] is not None:
         found["train"] = FirstRows(found["train"], given["max_train_samples"])
     return found

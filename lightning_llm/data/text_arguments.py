@@ -12,6 +12,7 @@ from lightning_llm.data.argument_problems import (
     fraction_problems,
     packing_problems,
     size_problems,
+    warn_of_shared_files,
 )
 from lightning_llm.data.corpus import Corpus, DatasetCorpus, FileCorpus
 from lightning_llm.data.sources import DecodeErrors, expand_files
@@ -103,6 +104,9 @@ def corpora(arguments: Mapping[str, Any]) -> dict[str, Corpus]:
                 text_field=given.text_field,
                 max_documents=limit,
             )
+    warn_of_shared_files(
+        {part: corpus.files for part, corpus in found.items() if isinstance(corpus, FileCorpus)}
+    )
     return found
 
 
