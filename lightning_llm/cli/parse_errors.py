@@ -48,6 +48,7 @@ _NO_SUBCLASS = re.compile(r"Not a valid subclass of ")
 _UNION = "Does not validate against any of the Union subtypes"
 _OTHER_TYPE = re.compile(r"Expected |Not a valid subclass|Not of type|Does not validate|Errors:")
 _NO_FILE = re.compile(r"File does not exist: '(.+)'")
+_NO_GROUP = re.compile(r"Unable to load config ")  # a value where there are keys
 _NO_RECIPE = re.compile(r"arguments are required: .*\b(model|data)\b")
 # Of several alternatives that failed, one of these is the one that was meant.
 _CERTAIN = (_OPTION, _GROUP, _ARGUMENT, _ATTRIBUTE, _DENIED, _NO_CLASS, _NO_SUBCLASS)
@@ -67,7 +68,7 @@ class ShortErrors:
             super().error(message, ex)  # type: ignore[misc]
         problem = find_problem(message)
         close = suggestion(problem, self)
-        hint = f"\ndid you mean {close!r}?" if close else ""
+        hint = f"\ndid you mean {close!r}?" if close else _keys_of_group(problem)
         if _NO_RECIPE.search(message):
             hint = (
                 "\ngive a recipe, such as --config recipes/quickstart.yaml; "
@@ -210,6 +211,15 @@ def suggestion(problem: Problem, parser: Any) -> str | None:
     if key := _unknown_key(issue):
         return _key_meant(key, problem, parser)
     return _closest_choice(problem)
+
+
+def _keys_of_group(problem: Problem) -> str:
+    """Say which keys there are where a single value was given for all of them."""
+    if problem.class_path is None or not _NO_GROUP.search(str(problem)):
+        return ""
+    group = problem.place[-1]
+    names = [f"{group}.{name}" for name in fields_at(problem.class_path, group)[:3]]
+    return f"\n{group} takes no value but has keys: {', '.join(names)}, ..." if names else ""
 
 
 def _unknown_key(issue: str) -> str | None:

@@ -175,6 +175,20 @@ def test_a_misspelt_strategy() -> None:
         check_strategy("quantum")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "keys"),
+    [
+        ("data.init_args.tokenizer", "char", "tokenizer.algorithm, tokenizer.vocab_size, "),
+        ("model.init_args.config", "cpu-10m", "config.vocab_size, config.max_seq_len, "),
+    ],
+)
+def test_a_value_for_a_group_is_answered_with_its_keys(
+    tmp_path: Path, capsys: Any, key: str, value: str, keys: str
+) -> None:
+    said = refusal(tmp_path, capsys, recipe(), f"--{key}", value)
+    assert f"{key.rpartition('.')[2]} takes no value but has keys: {keys}" in said
+
+
 def test_null_is_null_at_any_depth(tmp_path: Path, capsys: Any) -> None:
     content = recipe()
     content["data"]["init_args"] |= {"tokenizer": {"vocab_size": 300}, "cache_dir": "cache"}
