@@ -44,6 +44,11 @@ def run_generate(arguments: Sequence[str]) -> int:
             f"{options.checkpoint} holds no tokenizer, so text cannot be generated; it was trained "
             f"on data without one"
         )
+    limit = getattr(module.model.config, "max_seq_len", None)
+    if limit is not None and options.max_new_tokens >= limit:
+        sys.stderr.write(
+            f"prompt and completion together end at the model's max_seq_len={limit} tokens\n"
+        )
     temperature = options.temperature
     if temperature is None:
         temperature = 0.8 if options.num_beams == 1 else 0.0

@@ -159,7 +159,11 @@ def test_generate_writes_only_the_completion(trained: Path, capsys: Any) -> None
     assert first.endswith("\n")
     assert not first.startswith("the cat")
     main([*command, "--max_new_tokens", "8"])
-    assert capsys.readouterr().out == first
+    again = capsys.readouterr()
+    assert again.out == first
+    assert "max_seq_len" not in again.err
+    main([*command, "--max_new_tokens", "32"])
+    assert "end at the model's max_seq_len=32 tokens" in capsys.readouterr().err
 
 
 def test_beams_need_no_temperature(trained: Path, capsys: Any) -> None:
