@@ -36,7 +36,7 @@ from lightning_llm.cli.safeguards import (
 from lightning_llm.cli.save_recipe import SaveRecipe
 from lightning_llm.cli.sharded_build import sharded_build
 from lightning_llm.cli.shipped_recipes import use_shipped
-from lightning_llm.strategies.launch import check_launch
+from lightning_llm.strategies.launch import check_devices, check_launch
 
 _RUNS = ("fit", "validate", "test", "predict")
 
@@ -179,6 +179,7 @@ class RecipeCLI(LightningCLI):
             callbacks = [*callbacks, *missing_callbacks(given)]
         callbacks += missing_progress_bar(given, config.get("enable_progress_bar"))
         check_strategy(config.get("strategy"))
+        check_devices(config.get("strategy"), config.get("devices"))
         config["logger"] = missing_logger(config) or config.get("logger")
         silence_advice()
         trainer = super()._instantiate_trainer(config, callbacks)

@@ -8,12 +8,14 @@ only one and write to one folder.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
     SLURMEnvironment,
 )
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 # In which Lightning takes a job of SLURM for a shell that somebody types into.
 _INTERACTIVE_JOBS = ("bash", "interactive")
@@ -52,6 +54,26 @@ def check_launch(
         f"trainer.devices={per_machine} and trainer.num_nodes={max(1, ranks // per_machine)}, or "
         f"start with {launcher} {option.format(nodes, devices)}"
     )
+
+
+def check_devices(strategy: Any, devices: Any) -> None:
+    """Refuse several devices for a strategy of one: Lightning leaves the others idle, unsaid.
+
+    Args:
+        strategy: Of the trainer.
+        devices: As given to the trainer: a number, as text or not, or a list.
+
+    Raises:
+        ValueError: There are more than one.
+    """
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    count = len(devices) if isinstance(devices, list | tuple) else devices
+    if isinstance(strategy, SingleDeviceStrategy) and isinstance(count, int) and count > 1:
+        raise ValueError(
+            f"trainer.devices={devices} with {type(strategy).__name__}, which uses one device: set "
+            "trainer.devices=1, or take a strategy for several: --config recipes/hardware/ddp.yaml"
+        )
 
 
 def _ranks_per_machine() -> int | None:

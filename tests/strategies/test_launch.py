@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from lightning.fabric.plugins.environments import (
@@ -14,8 +16,8 @@ from strategy_models import trainer
 
 from lightning_llm import CausalLM
 from lightning_llm.models import TransformerConfig
-from lightning_llm.strategies import FSDP2Strategy
-from lightning_llm.strategies.launch import check_launch
+from lightning_llm.strategies import DDPStrategy, FSDP2Strategy, SingleDeviceStrategy
+from lightning_llm.strategies.launch import check_devices, check_launch
 
 TASKS = 4
 
@@ -78,3 +80,13 @@ def test_tasks_that_take_themselves_for_a_shell_are_told(monkeypatch: pytest.Mon
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
     with pytest.raises(ValueError, match="srun --job-name train"):
         check_launch(LightningEnvironment(), 2, 1)
+
+
+@pytest.mark.parametrize("devices", [2, "2", [0, 1]])
+def test_several_devices_for_a_strategy_of_one_are_refused(devices: Any) -> None:
+    with pytest.raises(ValueError, match="with SingleDeviceStrategy, which uses one device"):
+        check_devices(SingleDeviceStrategy("cpu"), devices)
+    check_devices(DDPStrategy(), devices)
+    check_devices("auto", devices)
+    for one in (1, "1", [0], "auto", -1, "-1"):
+        check_devices(SingleDeviceStrategy("cpu"), one)
