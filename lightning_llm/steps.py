@@ -32,6 +32,8 @@ from lightning_llm.callbacks._meeting import data_replica
 from lightning_llm.callbacks._run_length import total_steps
 from lightning_llm.callbacks._sampler_padding import evaluation_loaders
 
+_SUMS_KEY = "train_sums_since_log_point"  # in checkpoints: step, NLL in nats, targets
+
 
 class TokenLossModule(L.LightningModule):
     """Steps for a module whose ``compute_loss(batch)`` returns ``(nll_sum, num_tokens)``.
@@ -50,6 +52,7 @@ class TokenLossModule(L.LightningModule):
         self._train_nll, self._train_tokens = LazySum(), LazySum()  # since the last log point
         self._grad_norm: Tensor | None = None
         self._seen_step = 0
+        self._restored_sums: list[float] | None = None
         self._frees_gradients = False
         self._eval_sums: dict[int, Tensor] = {}
 
@@ -177,6 +180,7 @@ class TokenLossModule(L.LightningModule):
             # The sums of the steps are read at each log point, with what callbacks have there.
             LogPoint.of(self.trainer).join(TokenLossModule, self._train_values)
             self._seen_step = self.trainer.global_step
+            self._continue_sums()
             if 0 <= self.trainer.max_steps <= self.trainer.global_step:
                 return -1  # a resumed run that had already reached max_tokens
         return None
@@ -198,6 +202,29 @@ class TokenLossModule(L.LightningModule):
         point.log(self, values, prog_bar="train_loss")
         self._train_nll.clear()
         self._train_tokens.clear()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the next log point will average over, of the first rank."""
+        nll, tokens = self._train_nll.total(), self._train_tokens.total()
+        step = self.trainer.global_step
+        # Inside an accumulation window the whole window is taken again; and a callback may save
+        # before this step's own log point.
+        logged_now = LogPoint.lies_between(self.trainer, self._seen_step, step)
+        if nll is None or tokens is None or self._window_tokens or logged_now:
+            return
+        checkpoint[_SUMS_KEY] = [step, float(nll), float(tokens)]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember it; weights alone, loaded into a new run, do not continue a log."""
+        self._restored_sums = checkpoint.get(_SUMS_KEY)
+
+    def _continue_sums(self) -> None:
+        saved, self._restored_sums = self._restored_sums, None
+        if saved is None or saved[0] != self.trainer.global_step:
+            return
+        if data_replica(self.trainer)[0] == 0:
+            for total, value in zip((self._train_nll, self._train_tokens), saved[1:], strict=True):
+                total.add(torch.tensor(value, dtype=widest_dtype(self.device), device=self.device))
 
     def _train_values(self) -> Tensor | None:
         """Sum of the NLL, targets, and the gradient norm where it is known, over all ranks."""
