@@ -206,13 +206,13 @@ class TokenLossModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the next log point will average over, of the first rank."""
         nll, tokens = self._train_nll.total(), self._train_tokens.total()
-        step = self.trainer.global_step
-        # Inside an accumulation window the whole window is taken again; and a callback may save
-        # before this step's own log point.
-        logged_now = LogPoint.lies_between(self.trainer, self._seen_step, step)
-        if nll is None or tokens is None or self._window_tokens or logged_now:
+        # Inside an accumulation window the whole window is taken again.
+        if nll is None or tokens is None or self._window_tokens:
             return
-        checkpoint[_SUMS_KEY] = [step, float(nll), float(tokens)]
+        step = self.trainer.global_step
+        # A callback may save before this step's own log point.
+        if not LogPoint.lies_between(self.trainer, self._seen_step, step):
+            checkpoint[_SUMS_KEY] = [step, float(nll), float(tokens)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember it; weights alone, loaded into a new run, do not continue a log."""
