@@ -207,7 +207,7 @@ class TokenLossModule(L.LightningModule):
         """Keep what the next log point will average over, of the first rank."""
         nll, tokens = self._train_nll.total(), self._train_tokens.total()
         # Inside an accumulation window the whole window is taken again.
-        if nll is None or tokens is None or self._window_tokens:
+        if nll is None or tokens is None or self._window_tokens or self._trainer is None:
             return
         step = self.trainer.global_step
         # A callback may save before this step's own log point.
