@@ -191,3 +191,18 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         HFCausalLM(tmp_path)
     with pytest.raises(ValueError, match="dtype='int8' is not one of"):
         module(dtype="int8")
+
+
+def test_weights_that_lack_tensors(tmp_path: Path) -> None:
+    lm = module("llama")
+    kept = {k: v for k, v in lm.network.state_dict().items() if "layers.1.mlp.up" not in k}
+    lm.network.save_pretrained(tmp_path, state_dict=kept)
+    with pytest.raises(ValueError, match=r"lack 1 tensors .*layers\.1\.mlp\.up_proj\.weight"):
+        HFCausalLM(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+def test_a_tied_head_is_not_missed(name: str, tmp_path: Path) -> None:
+    lm = module(name)
+    lm.network.save_pretrained(tmp_path)
+    assert HFCausalLM(tmp_path).network.lm_head.weight is not None

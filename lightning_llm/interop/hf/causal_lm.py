@@ -312,9 +312,23 @@ def _pretrained_network(name_or_path: str | Path, dtype: str, revision: str | No
             f"reached from here ({error})"
         ) from error
     _refuse_no_causal_lm(config)
-    return AutoModelForCausalLM.from_pretrained(
-        name_or_path, config=config, dtype=_torch_dtype(dtype), use_safetensors=True, **options
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        name_or_path,
+        config=config,
+        dtype=_torch_dtype(dtype),
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
     )
+    network, loaded = found
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{name_or_path}: the weights lack {len(missing)} tensors of model_type="
+            f"{config.model_type!r}, {', '.join(missing[:3])} among them, which would start from "
+            f"noise; get the whole model, or give a configuration to train a new one"
+        )
+    return network
 
 
 def _refuse_no_causal_lm(config: Any) -> None:
