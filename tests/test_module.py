@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_llm import CausalLM
-from lightning_llm.batches import documents_of, targets_of
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.optim import AdamW, WarmupCosine
 
@@ -121,17 +120,6 @@ def test_batch_with_every_label_ignored_leaves_the_gradient_of_the_others() -> N
     expected = reference_gradient(module.model, rows[1:])
     for name, value in expected.items():
         torch.testing.assert_close(gradients.steps[0][name], value, rtol=2e-4, atol=2e-6)
-
-
-def test_hugging_face_labels_are_shifted() -> None:
-    ids = torch.randint(0, 61, (3, 9))
-    labels = ids.clone()
-    labels[1, :4] = -100
-    expected = torch.full((3, 9), -100)
-    expected[:, :-1] = labels[:, 1:]
-    assert torch.equal(targets_of({"input_ids": ids, "labels": labels}), expected)
-    with pytest.raises(KeyError, match="shift_labels"):
-        targets_of({"input_ids": ids})
 
 
 def test_clipping_and_logged_norm_match_torch(tmp_path: Any) -> None:
@@ -336,32 +324,6 @@ def test_predict_returns_the_likelihood_of_each_target() -> None:
     assert torch.equal(output["num_tokens"], (labels != -100).sum(1))
     first, second = trainer().predict(module, [DataLoader(rows, batch_size=3)] * 2)
     assert torch.equal(first[0]["nll"], second[0]["nll"])
-
-
-def test_left_padded_batch_of_a_hugging_face_collator_equals_the_unpadded() -> None:
-    ids = torch.randint(0, 61, (1, 9))
-    padded = {
-        "input_ids": torch.cat((torch.zeros(1, 4, dtype=torch.long), ids), 1),
-        "attention_mask": torch.tensor([[0] * 4 + [1] * 9]),
-        "labels": torch.cat((torch.full((1, 4), -100), ids), 1),
-    }
-    module = CausalLM(CONFIG).eval()
-    nll, count = module.compute_loss(padded)
-    expected, expected_count = module.compute_loss({"input_ids": ids, "labels": ids})
-    # The first real token is a target of padding in this collator's labels: leave it out.
-    assert count == expected_count + 1
-    with torch.no_grad():
-        first = module.model(torch.zeros(1, 1, dtype=torch.long)).log_softmax(-1)[0, 0, ids[0, 0]]
-    torch.testing.assert_close(nll + first, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_padding_on_the_right_keeps_the_fast_path() -> None:
-    batch = {
-        "input_ids": torch.zeros(2, 4, dtype=torch.long),
-        "attention_mask": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]),
-    }
-    assert documents_of(batch) is None
-    assert "attention_mask" in batch
 
 
 def test_ids_outside_the_vocabulary_are_named() -> None:

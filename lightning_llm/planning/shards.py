@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -13,7 +12,7 @@ from lightning_llm.planning.living import local
 from lightning_llm.planning.pretended_ranks import pretended_ranks
 from lightning_llm.planning.run import Parallelism
 from lightning_llm.strategies.blocks import find_blocks
-from lightning_llm.strategies.sharding import placement
+from lightning_llm.strategies.sharding import placements
 from lightning_llm.strategies.tensor_parallel import TensorParallel
 
 
@@ -73,10 +72,11 @@ def shard_units(module: nn.Module, parallelism: Parallelism) -> list[Unit]:
     with pretended_ranks(replicas, shards, tensor) as ranks:
         mesh = ranks["data_parallel" if replicas == 1 else ("replicate", "data_parallel")]
         split = TensorParallel(module, ranks["tensor_parallel"]) if tensor > 1 else None
+        place = placements(shards, parallelism.reshard_after_forward)
         for part in [*blocks, module]:
             if split is not None:
                 split.split(part)
-            fully_shard(part, mesh=mesh, shard_placement_fn=partial(placement, ranks=shards))
+            fully_shard(part, mesh=mesh, shard_placement_fn=place)
         return _units(module, blocks)
 
 

@@ -57,9 +57,7 @@ def shard(
     drawn: dict[int, tuple[Tensor, Tensor]] = {}
     seen: set[nn.Module] = set()
     given = given_by_first_rank(module)
-    # Weights spread over some of the ranks after the forward pass are so by the first dimension.
-    usual = type(reshard_after_forward) is int
-    place = None if usual else partial(placement, ranks=mesh.shape[-1])
+    place = placements(mesh.shape[-1], reshard_after_forward)
 
     def visit(part: nn.Module) -> None:
         if part in seen:
@@ -87,6 +85,17 @@ def shard(
     fully_shard(module, shard_placement_fn=place, mesh=mesh, **options)
     # The first forward makes the module that runs it the root; a block may well run before.
     cast(Any, module)._get_fsdp_state()._lazy_init()
+
+
+def placements(
+    ranks: int, reshard_after_forward: bool | int
+) -> Callable[[nn.Parameter], Shard | None] | None:
+    """The ``shard_placement_fn`` of ``fully_shard`` for weights spread over ``ranks``.
+
+    None where they stay spread over some of the ranks after the forward pass, which torch does by
+    the first dimension.
+    """
+    return None if type(reshard_after_forward) is int else partial(placement, ranks=ranks)
 
 
 def placement(weight: nn.Parameter, ranks: int) -> Shard | None:

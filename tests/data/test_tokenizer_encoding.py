@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -221,3 +222,12 @@ def test_byte_lengths_unknown_where_spaces_are_lost() -> None:
     assert token_byte_lengths(bert) is None
     backend.decoder = decoders.WordPiece()
     assert token_byte_lengths(PreTrainedTokenizerFast(tokenizer_object=backend)) is None
+
+
+def test_bpe_needs_fewer_tokens_than_unigram() -> None:
+    text = Path(argparse.__file__).read_text(encoding="utf-8")
+    counts = {}
+    for algorithm in ("bpe", "unigram"):
+        tokenizer = train_tokenizer(TokenizerSpec(algorithm, vocab_size=1000), iter([text]))
+        counts[algorithm] = len(encode_texts(tokenizer, [text])[0])
+    assert counts["bpe"] < 0.95 * counts["unigram"]

@@ -68,29 +68,23 @@ def test_two_ranks(name: str, two: list[dict[str, Any]]) -> None:
     check_memory(memory, [found[name] for found in two])
 
 
-@pytest.mark.parametrize("case", SPLIT_CASES)
-def test_activations_of_split_layers(
-    case: tuple[str, Any, bool], two: list[dict[str, Any]]
-) -> None:
-    name, mode, mixed = case
-    strategy = FSDP2Strategy(tensor_parallel_size=2, activation_checkpointing=mode)
-    kept = trace_activations(run_of(name, strategy, mixed), mode).kept
+KEPT = {
+    "kept": ("tensor_parallel_size", SPLIT_CASES),
+    "kept, shared": ("context_parallel_size", SHARED_CASES),
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "number"), [(part, n) for part, (_, cases) in KEPT.items() for n in range(len(cases))]
+)
+def test_activations_of_ranks_that_share(part: str, number: int, two: list[dict[str, Any]]) -> None:
+    size, cases = KEPT[part]
+    name, mode, mixed = cases[number]
+    options: dict[str, Any] = {size: 2, "activation_checkpointing": mode}
+    kept = trace_activations(run_of(name, FSDP2Strategy(**options), mixed), mode).kept
     tolerance = 0.15 if mode == "none" else 0.25  # as on one rank
     for found in two:
-        assert kept == pytest.approx(found["kept"][SPLIT_CASES.index(case)], rel=tolerance)
-
-
-@pytest.mark.parametrize("case", SHARED_CASES)
-def test_activations_of_shared_sequences(
-    case: tuple[str, Any, bool], two: list[dict[str, Any]]
-) -> None:
-    name, mode, mixed = case
-    strategy = FSDP2Strategy(context_parallel_size=2, activation_checkpointing=mode)
-    kept = trace_activations(run_of(name, strategy, mixed), mode).kept
-    tolerance = 0.15 if mode == "none" else 0.25
-    for found in two:
-        measured = found["kept, shared"][SHARED_CASES.index(case)]
-        assert kept == pytest.approx(measured, rel=tolerance)
+        assert kept == pytest.approx(found[part][number], rel=tolerance)
 
 
 @pytest.mark.parametrize("name", FOUR_RANKS)

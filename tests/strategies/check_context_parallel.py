@@ -9,19 +9,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from fsdp2_runs import CONFIG as SMALL
+from check_tensor_parallel import COMPILED, CONFIG, callbacks, grouped
 from fsdp2_runs import fit
 from strategy_models import LENGTH, VOCAB
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from lightning_llm import CausalLM
-from lightning_llm.callbacks import FiniteGuard, PerplexityMonitor, SampleText
 from lightning_llm.plugins import BF16MixedPrecision
 from lightning_llm.strategies import FSDP2Strategy
 from lightning_llm.strategies.context_parallel import ContextParallel
 
-CONFIG = replace(SMALL, n_heads=4, dim=32, n_kv_heads=2, qk_norm=True)
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "grouped heads": {},
     "windows": {"sliding_window": 5},
@@ -101,29 +99,9 @@ def losses_on_ranks(directory: Path) -> dict[str, Any]:
     return losses(init_device_mesh("cpu", (dist.get_world_size(),)))
 
 
-def grouped() -> CausalLM:
-    return CausalLM(CONFIG)
-
-
 def windowed() -> CausalLM:
     config = replace(CONFIG, sliding_window=6, tie_embeddings=False, positions="learned")
     return CausalLM(config, z_loss=1e-3, label_smoothing=0.1, loss_chunk_size=24)
-
-
-def same_prompts(lm: Any, prompts: list[str]) -> list[str]:
-    """Whole sequences on every rank, of a length that does not divide."""
-    return [str(lm.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4)[0].tolist())]
-
-
-def callbacks() -> list[Any]:
-    return [
-        FiniteGuard("raise", spike_sigma=6.0),
-        PerplexityMonitor(),
-        SampleText(["a"], generate_fn=same_prompts),
-    ]
-
-
-COMPILED = {"activation_checkpointing": "selective", "compile": {"backend": "aot_eager"}}
 
 
 def two_ranks(directory: Path) -> dict[str, Any]:
