@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import MissingKeyError
+
 IGNORE_INDEX = -100
 
 
@@ -64,7 +66,7 @@ def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
     """
     targets = find_targets(batch)
     if targets is None:
-        raise KeyError(
+        raise MissingKeyError(
             f"the batch is {describe(batch)}; it needs 'shift_labels' (the target of each "
             f"position) or 'labels' (aligned with input_ids, as Hugging Face collators emit)"
         )

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_llm.batches import IGNORE_INDEX, targets_of
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.losses import (
     BackendName,
     linear_cross_entropy,
@@ -77,11 +78,11 @@ class LanguageModule(TokenLossModule):
 
     def hidden_states(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return what the output head is applied to, ``(B, T, D)``."""
-        raise TypeError(f"{type(self).__name__} must define hidden_states(batch)")
+        raise InvalidTypeError(f"{type(self).__name__} must define hidden_states(batch)")
 
     def output_head(self) -> OutputHead:
         """Return the output projection."""
-        raise TypeError(f"{type(self).__name__} must define output_head()")
+        raise InvalidTypeError(f"{type(self).__name__} must define output_head()")
 
     def aux_loss(self) -> Tensor | None:
         """Return what training adds to the mean loss per token, a scalar, or ``None``."""
@@ -89,11 +90,11 @@ class LanguageModule(TokenLossModule):
 
     def size_limits(self) -> tuple[int, int | None]:
         """Return how many token ids the network knows, and its longest sequence if it has one."""
-        raise TypeError(f"{type(self).__name__} must define size_limits()")
+        raise InvalidTypeError(f"{type(self).__name__} must define size_limits()")
 
     def checkpoint_entry(self) -> dict[str, Any]:
         """Return plain data from which the network can be built again."""
-        raise TypeError(f"{type(self).__name__} must define checkpoint_entry()")
+        raise InvalidTypeError(f"{type(self).__name__} must define checkpoint_entry()")
 
     def check_checkpoint_entry(self, saved: dict[str, Any]) -> None:
         """Raise `ValueError` if a checkpoint's entry is of another model."""
@@ -175,7 +176,7 @@ class LanguageModule(TokenLossModule):
         """Take the tokenizer from the data and check that data and model fit together."""
         for name, child in self.named_children():
             if hasattr(child, "_orig_mod"):
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name} is wrapped by torch.compile, so its weights would have other names in "
                     f"checkpoints. Compile it in place, module.{name}.compile(), or use "
                     "lightning_llm.strategies.SingleDeviceStrategy(compile=True)"
@@ -184,7 +185,7 @@ class LanguageModule(TokenLossModule):
         known_ids, max_seq_len = self.size_limits()
         vocab_size = getattr(data, "vocab_size", None)
         if vocab_size is not None and vocab_size > known_ids:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the data has vocab_size={vocab_size}, the model config.vocab_size="
                 f"{known_ids}; every token id needs a row of the embedding: set the "
                 f"model's vocab_size to at least {vocab_size}, or use the tokenizer the model was "
@@ -192,7 +193,7 @@ class LanguageModule(TokenLossModule):
             )
         seq_len = getattr(data, "seq_len", None)
         if seq_len is not None and max_seq_len is not None and seq_len > max_seq_len:
-            raise ValueError(
+            raise InvalidValueError(
                 f"data seq_len={seq_len} is longer than the model's max_seq_len="
                 f"{max_seq_len}; lower seq_len or raise config.max_seq_len"
             )
@@ -234,7 +235,7 @@ class LanguageModule(TokenLossModule):
         if self.tokenizer is None:
             self.tokenizer = unpack_tokenizer(files)
         elif pack_tokenizer(self.tokenizer).get("tokenizer.json") != files.get("tokenizer.json"):
-            raise ValueError(
+            raise InvalidValueError(
                 "the checkpoint was trained with another vocabulary than the one this data uses: "
                 "the same ids stand for different text. Give the data the checkpoint's tokenizer "
                 "(export it with `lightning-llm export`, then `tokenizer: {pretrained: DIR}`)"

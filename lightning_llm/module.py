@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_llm.batches import documents_of
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.language import LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
 from lightning_llm.models import Transformer, TransformerConfig
@@ -216,7 +217,7 @@ class CausalLM(LanguageModule):
         if "config" not in saved:
             differing = ["it holds no TransformerConfig"]
         if differing:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the checkpoint is of another model: {'; '.join(differing)}. Give the model the "
                 "checkpoint's config, or start without the checkpoint"
             )
@@ -234,7 +235,7 @@ def resolve_config(
         check_field_names(config)
         config = TransformerConfig(**config)
     if not isinstance(config, TransformerConfig):
-        raise TypeError(
+        raise InvalidTypeError(
             f"config must be a TransformerConfig or a mapping of its fields, got {type(config)}"
         )
     if vocab_size is not None and vocab_size != config.vocab_size:

@@ -31,6 +31,7 @@ from lightning_llm.callbacks._log_point import LogPoint
 from lightning_llm.callbacks._meeting import data_replica
 from lightning_llm.callbacks._run_length import total_steps
 from lightning_llm.callbacks._sampler_padding import evaluation_loaders
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 
 _SUMS_KEY = "train_sums_since_log_point"  # in checkpoints: step, NLL in nats, targets
 
@@ -45,7 +46,7 @@ class TokenLossModule(L.LightningModule):
     def __init__(self, *, max_tokens: int | None = None) -> None:
         super().__init__()
         if max_tokens is not None and max_tokens <= 0:
-            raise ValueError(f"max_tokens={max_tokens} must be positive")
+            raise InvalidValueError(f"max_tokens={max_tokens} must be positive")
         self.max_tokens = max_tokens
         self._run_length_known = False
         self._window_tokens: list[Tensor] = []  # targets of micro-batches since the last step
@@ -66,7 +67,7 @@ class TokenLossModule(L.LightningModule):
 
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return ``(nll_sum, num_tokens)``, two scalars on the device."""
-        raise TypeError(f"{type(self).__name__} must define compute_loss(batch)")
+        raise InvalidTypeError(f"{type(self).__name__} must define compute_loss(batch)")
 
     # ------------------------------------------------------------------ training
 
@@ -315,7 +316,7 @@ class TokenLossModule(L.LightningModule):
             return
         total = total_steps(trainer)
         if total is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{type(waiting[0]).__name__} needs the length of the run: set trainer.max_steps, "
                 f"trainer.max_epochs, the model's max_tokens, or the schedule's max_steps"
             )
@@ -329,14 +330,14 @@ class TokenLossModule(L.LightningModule):
             return
         ids = field(batch, "input_ids")
         if ids is None:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"the batch is {describe(batch)}; it must be a mapping with 'input_ids' and "
                 "'shift_labels' or 'labels', each (B, T) int64"
             )
         wrong = ((ids < 0) | (ids >= vocab_size)).nonzero()
         if len(wrong):
             row, position = wrong[0].tolist()
-            raise ValueError(
+            raise InvalidValueError(
                 f"token id {int(ids[row, position])} at row {row}, position {position} of the "
                 f"first batch is outside the model's vocabulary of {vocab_size} ids; give the "
                 "model the vocab_size of the tokenizer that made them"

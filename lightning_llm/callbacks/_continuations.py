@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_llm.callbacks._signature import accepted
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 
 GenerateFn = Callable[..., list[str]]
 
@@ -65,12 +66,12 @@ def continuations(
         for module, training in modes:
             module.training = training
     if isinstance(texts, str):
-        raise TypeError(
+        raise InvalidTypeError(
             f"generate returned one text, {texts[:60]!r}, for a list of {len(prompts)} prompts; "
             "expected a list with one continuation per prompt"
         )
     if len(texts) != len(prompts):
-        raise ValueError(
+        raise InvalidValueError(
             f"generate returned {len(texts)} texts for {len(prompts)} prompts; "
             "expected one continuation per prompt"
         )
@@ -86,7 +87,7 @@ def check_can_generate(
         TypeError: Says what to add.
     """
     if generate_fn is None and not callable(getattr(pl_module, "generate", None)):
-        raise TypeError(
+        raise InvalidTypeError(
             f"{callback} calls generate(prompts, ...) of the module, which "
             f"{type(pl_module).__name__} does not have. Add that method, or pass "
             f"{callback}(generate_fn=...), called as generate_fn(pl_module, prompts, ...)."

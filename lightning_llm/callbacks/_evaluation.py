@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_llm.callbacks._step_again import EvaluationStep
+from lightning_llm.errors import InvalidTypeError
 
 
 class EvaluationCallback(Callback):
@@ -15,15 +16,17 @@ class EvaluationCallback(Callback):
 
     def start(self, trainer: Trainer) -> None:
         """An evaluation begins."""
-        raise TypeError(f"{type(self).__name__} must define start(trainer)")
+        raise InvalidTypeError(f"{type(self).__name__} must define start(trainer)")
 
     def add(self, trainer: Trainer, pl_module: LightningModule, ran: EvaluationStep) -> None:
         """A step of it ended."""
-        raise TypeError(f"{type(self).__name__} must define add(trainer, pl_module, ran)")
+        raise InvalidTypeError(f"{type(self).__name__} must define add(trainer, pl_module, ran)")
 
     def finish(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         """It ended; names of what is logged begin with ``prefix``, ``"val"`` or ``"test"``."""
-        raise TypeError(f"{type(self).__name__} must define finish(trainer, pl_module, prefix)")
+        raise InvalidTypeError(
+            f"{type(self).__name__} must define finish(trainer, pl_module, prefix)"
+        )
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

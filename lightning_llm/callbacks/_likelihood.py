@@ -16,6 +16,7 @@ from lightning_llm.batches import (
     find_targets,
 )
 from lightning_llm.callbacks._lazy_sum import sum_float64
+from lightning_llm.errors import InvalidValueError
 
 # Logits of one chunk held in float32: 2**24 elements are 64 MiB.
 _CHUNK_ELEMENTS = 2**24
@@ -65,7 +66,7 @@ def likelihood_of(outputs: Any, batch: Any, *, step: str) -> Likelihood:
             count > 0, mean.float() * count, mean.new_zeros((), dtype=torch.float)
         )
         return Likelihood(nll_sum, count)
-    raise ValueError(
+    raise InvalidValueError(
         f"PerplexityMonitor cannot tell the likelihood of a batch: {step} returned "
         f"{describe(outputs)} and the batch is {describe(batch)}. Return from {step} one of: "
         "{'nll_sum': sum of the token NLLs, 'num_tokens': how many}; {'logits': (B, T, V)}; or "
@@ -83,7 +84,7 @@ def _from_logits(logits: Tensor, targets: Tensor) -> Likelihood:
     if logits.ndim == targets.ndim + 1 and logits.shape[-2] == targets.shape[-1] + 1:
         logits = logits[..., :-1, :]  # the last position of Hugging Face labels has no target
     if logits.shape[:-1] != targets.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"logits of shape {tuple(logits.shape)} do not match targets of shape "
             f"{tuple(targets.shape)}: expected (B, T, V) logits for (B, T) labels"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_llm.batches import describe, field
+from lightning_llm.errors import InvalidValueError
 
 
 @dataclass
@@ -41,7 +42,7 @@ def segments_of(outputs: Any, batch: Any, callback: str) -> list[Segment] | None
         return None
     if len(references) != len(texts):
         name = "predictions" if predictions is not None else "prompts"
-        raise ValueError(
+        raise InvalidValueError(
             f"{callback} got {len(texts)} {name} and {len(references)} entries of references in "
             "one batch; it needs one entry, a text or a list of texts, for each. (torch's default "
             "collate function turns lists of references inside out: keep them in a collate_fn.)"

@@ -27,6 +27,7 @@ from lightning_llm.callbacks._sampler_padding import (
 from lightning_llm.callbacks._segments import Segment, missing_texts, segments_of
 from lightning_llm.callbacks._step_again import EvaluationStep
 from lightning_llm.callbacks._text_log import append_rows, log_fact, log_table
+from lightning_llm.errors import InvalidValueError
 
 
 class TextScore(Protocol):
@@ -91,7 +92,9 @@ class TextScoreMonitor(EvaluationCallback):
             ("num_logged_samples", num_logged_samples, 0),
         ):
             if value is not None and value < least:
-                raise ValueError(f"{type(self).__name__}: {name}={value} must be at least {least}")
+                raise InvalidValueError(
+                    f"{type(self).__name__}: {name}={value} must be at least {least}"
+                )
         self.generate_fn = generate_fn
         self.max_samples = max_samples
         self.batch_size = batch_size
@@ -114,7 +117,7 @@ class TextScoreMonitor(EvaluationCallback):
                 continue
             same = sorted(self._scores.keys() & other._scores.keys())
             if same:  # Lightning would log the mean of the two
-                raise ValueError(
+                raise InvalidValueError(
                     f"{type(self).__name__} and {type(other).__name__} among the callbacks both "
                     f"log {' and '.join(same)}; leave one of them out"
                 )
@@ -139,7 +142,7 @@ class TextScoreMonitor(EvaluationCallback):
             name = type(self).__name__
             self._problem = missing_texts(ran.name, ran.outputs, ran.batch, name)
             if len(self._segments) == 1:
-                raise ValueError(self._problem)
+                raise InvalidValueError(self._problem)
             return
         if any(segment.prediction is None for segment in segments):
             check_can_generate(pl_module, self.generate_fn, type(self).__name__)
@@ -181,7 +184,7 @@ class TextScoreMonitor(EvaluationCallback):
         has_segments = [any(flags) for flags in zip(*(note.has_segments for note in notes))]
         problem = next((note.problem for note in notes if note.problem), None)
         if problem is not None and not any(has_segments):
-            raise ValueError(problem)
+            raise InvalidValueError(problem)
         if trainer.sanity_checking:
             return
         self._generate(trainer, pl_module, pending, notes, alone)

@@ -16,12 +16,13 @@ from lightning_llm.callbacks._batch_names import name_batches
 from lightning_llm.callbacks._log_point import LogPoint
 from lightning_llm.callbacks._meeting import gather_objects
 from lightning_llm.callbacks._step_health import SpikeWindow, not_finite, step_health
+from lightning_llm.errors import InvalidValueError, LightningLLMError
 
 Policy = Literal["raise", "skip", "ignore"]
 _HELD = 1000  # verdicts kept, where log points are rarer
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(LightningLLMError, FloatingPointError):
     """A loss, gradient or weight is not a number, or training went astray."""
 
 
@@ -81,7 +82,7 @@ class FiniteGuard(L.Callback):
         if max_consecutive_skips < 1:
             problems.append(f"max_consecutive_skips={max_consecutive_skips} must be at least 1")
         if problems:
-            raise ValueError("FiniteGuard: " + "; ".join(problems))
+            raise InvalidValueError("FiniteGuard: " + "; ".join(problems))
         self.policy = policy
         self.max_consecutive_skips = max_consecutive_skips
         self._window = None if spike_sigma is None else SpikeWindow(spike_sigma, spike_window)
@@ -102,7 +103,7 @@ class FiniteGuard(L.Callback):
             ValueError: Spikes are to be skipped under a gradient scaler, which decides alone.
         """
         if self._window is not None and _has_scaler(trainer):
-            raise ValueError(
+            raise InvalidValueError(
                 "FiniteGuard(spike_sigma=...) cannot skip steps under 16-mixed, where the gradient "
                 "scaler decides; use bf16-mixed, or spike_sigma=None"
             )

@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_llm.errors import InvalidValueError
+
 
 class GarbageCollection(Callback):
     """Collects every ``every_n_steps`` optimizer steps instead of whenever Python sees fit.
@@ -25,7 +27,7 @@ class GarbageCollection(Callback):
     def __init__(self, every_n_steps: int = 1000) -> None:
         super().__init__()
         if every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
+            raise InvalidValueError(f"every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps = every_n_steps
         self._was_enabled: bool | None = None  # None while the collector is not ours
         self._collected_at = 0

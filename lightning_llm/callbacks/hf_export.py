@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
+
 
 class HFExport(Callback):
     """Calls ``pl_module.save_pretrained(directory)`` when ``fit`` has ended without an error.
@@ -44,7 +46,7 @@ class HFExport(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.export_fn is None and not callable(getattr(pl_module, "save_pretrained", None)):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"HFExport calls save_pretrained(directory), which {type(pl_module).__name__} does "
                 "not have. Add that method, or pass HFExport(export_fn=...), called as "
                 "export_fn(pl_module, directory)."
@@ -85,6 +87,6 @@ def _probe(directory: Path) -> None:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"HFExport cannot write to directory={str(directory)!r}: {error}. Choose another one."
         ) from error

@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_llm.callbacks._requeue import hand_over, requeue, requeue_signal
+from lightning_llm.errors import InvalidValueError
 
 
 class Preempted(SystemExit):
@@ -54,7 +55,7 @@ class Preemption(L.Callback):
     ) -> None:
         unknown = [name for name in signals if not hasattr(signal, name)]
         if unknown:
-            raise ValueError(f"signals={signals}: this system has no {', '.join(unknown)}")
+            raise InvalidValueError(f"signals={signals}: this system has no {', '.join(unknown)}")
         self.filename = filename
         self.signals = tuple(signal.Signals[name] for name in signals)
         self._received = 0

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_llm.callbacks._console import printable
 from lightning_llm.callbacks._continuations import check_can_generate, continuations
 from lightning_llm.callbacks._text_log import append_rows, log_samples
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 
 
 class SampleText(Callback):
@@ -51,11 +52,13 @@ class SampleText(Callback):
     ) -> None:
         super().__init__()
         if isinstance(prompts, str):
-            raise TypeError(f"prompts={prompts!r} must be a list of strings; use [{prompts!r}]")
+            raise InvalidTypeError(
+                f"prompts={prompts!r} must be a list of strings; use [{prompts!r}]"
+            )
         if not prompts:
-            raise ValueError("SampleText: prompts must have at least one entry")
+            raise InvalidValueError("SampleText: prompts must have at least one entry")
         if every_n_validations < 1:
-            raise ValueError(f"every_n_validations={every_n_validations} must be at least 1")
+            raise InvalidValueError(f"every_n_validations={every_n_validations} must be at least 1")
         self.prompts = list(prompts)
         self.every_n_validations = every_n_validations
         self.generate_fn = generate_fn

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_llm.callbacks._flops import FlopsPerToken
 from lightning_llm.callbacks._log_point import LogPoint
 from lightning_llm.callbacks._speed_meter import SpeedMeter
+from lightning_llm.errors import InvalidValueError
 
 
 class SpeedMonitor(Callback):
@@ -49,9 +50,11 @@ class SpeedMonitor(Callback):
     ) -> None:
         super().__init__()
         if window < 1:
-            raise ValueError(f"window={window} must be at least 1 optimizer step")
+            raise InvalidValueError(f"window={window} must be at least 1 optimizer step")
         if peak_flops is not None and peak_flops <= 0:
-            raise ValueError(f"peak_flops={peak_flops} must be positive: FLOP/s of one device")
+            raise InvalidValueError(
+                f"peak_flops={peak_flops} must be positive: FLOP/s of one device"
+            )
         self.window = window
         self._meter = SpeedMeter(window, flops_per_token, peak_flops)
 

@@ -13,6 +13,8 @@ from typing import Any
 import lightning.pytorch as L
 from typing_extensions import override
 
+from lightning_llm.errors import InvalidValueError
+
 _STATUS = 1
 _FIRST_BATCHES = 2  # in which blocks are compiled and ranks find each other
 
@@ -45,7 +47,9 @@ class StallGuard(L.Callback):
     def __init__(self, timeout: float = 600.0, first_timeout: float | None = None) -> None:
         for name, value in (("timeout", timeout), ("first_timeout", first_timeout)):
             if value is not None and not value > 0:
-                raise ValueError(f"StallGuard: {name}={value} must be a positive number of seconds")
+                raise InvalidValueError(
+                    f"StallGuard: {name}={value} must be a positive number of seconds"
+                )
         self.timeout = timeout
         self.first_timeout = max(1800.0, 3 * timeout) if first_timeout is None else first_timeout
         self._last, self._batches, self._where = 0.0, 0, "the start"

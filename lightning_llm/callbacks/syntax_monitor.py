@@ -17,6 +17,7 @@ from lightning_llm.callbacks._continuations import (
 from lightning_llm.callbacks._evaluation_log import log_evaluation_value
 from lightning_llm.callbacks._meeting import has_whole_model
 from lightning_llm.callbacks._text_log import append_rows, log_table
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.metrics.syntax import SyntaxValidity, is_valid_python
 
 
@@ -62,16 +63,18 @@ class SyntaxMonitor(Callback):
     ) -> None:
         super().__init__()
         if isinstance(prompts, str):
-            raise TypeError(f"prompts={prompts!r} must be a list of strings; use [{prompts!r}]")
+            raise InvalidTypeError(
+                f"prompts={prompts!r} must be a list of strings; use [{prompts!r}]"
+            )
         if not prompts:
-            raise ValueError("SyntaxMonitor: prompts must have at least one entry")
+            raise InvalidValueError("SyntaxMonitor: prompts must have at least one entry")
         for name, value, least in (
             ("samples_per_prompt", samples_per_prompt, 1),
             ("batch_size", batch_size, 1),
             ("num_logged_samples", num_logged_samples, 0),
         ):
             if value < least:
-                raise ValueError(f"SyntaxMonitor: {name}={value} must be at least {least}")
+                raise InvalidValueError(f"SyntaxMonitor: {name}={value} must be at least {least}")
         self.prompts = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
         self.seed, self.batch_size = seed, batch_size
         self.generate_fn, self.num_logged_samples = generate_fn, num_logged_samples

@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_llm.errors import LightningLLMError
+
 RECIPE_COMMANDS = {
     "fit": "train the recipe's model on the recipe's data",
     "validate": "evaluate a checkpoint on the validation split",
@@ -120,7 +122,7 @@ def _message_to_user(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if _raised_on_purpose(cause):
-            return str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
+            return str(cause)
         cause = cause.__cause__ or cause.__context__
     from lightning_llm.cli.parse_errors import refusal_of_class
 
@@ -128,10 +130,10 @@ def _message_to_user(error: BaseException) -> str | None:
 
 
 def _raised_on_purpose(error: BaseException) -> bool:
+    if isinstance(error, LightningLLMError):
+        return True
     frames = traceback.extract_tb(error.__traceback__)
     raised_in = Path(frames[-1].filename).resolve() if frames else Path()
-    if raised_in.is_relative_to(Path(__file__).resolve().parents[1]):
-        return True
     # A logger without its package is a ModuleNotFoundError that says what to install.
     lightning_checks = isinstance(error, ValueError | TypeError | ModuleNotFoundError) or (
         type(error).__name__ == "MisconfigurationException"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_llm.errors import InvalidValueError, MissingFileError
 from lightning_llm.language import CHECKPOINT_KEY
 from lightning_llm.module import CausalLM
 from lightning_llm.plugins.io import read_checkpoint
@@ -36,7 +37,7 @@ def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM | H
     target = _device(device)
     path = local_path(path)
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
+        raise MissingFileError(f"checkpoint {path}: no such file or folder")
     if is_sharded(path):
         # Weights alone, one tensor at a time; optimizer states stay on the disk.
         module = _from_contents(read_sharded(path, optimizers=False), path)
@@ -50,7 +51,7 @@ def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM | H
 def _from_contents(checkpoint: dict[str, Any], path: Path) -> CausalLM | HFCausalLM:
     saved = checkpoint.get(CHECKPOINT_KEY)
     if saved is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path} was not written by CausalLM or HFCausalLM of lightning_llm: it has no "
             f"{CHECKPOINT_KEY!r} entry. Load it with the class that wrote it"
         )
@@ -80,5 +81,5 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not usable here: {error}") from error
+        raise InvalidValueError(f"device {name!r} is not usable here: {error}") from error
     return device

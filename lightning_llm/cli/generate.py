@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_llm.cli.parse_errors import command_parser
+from lightning_llm.errors import InvalidValueError
 
 
 def generate_parser() -> Any:
@@ -40,7 +41,7 @@ def run_generate(arguments: Sequence[str]) -> int:
 
     module = load_trained(options.checkpoint, device=options.device)
     if module.tokenizer is None:
-        raise ValueError(
+        raise InvalidValueError(
             f"{options.checkpoint} holds no tokenizer, so text cannot be generated; it was trained "
             f"on data without one"
         )

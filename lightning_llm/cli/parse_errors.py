@@ -21,6 +21,7 @@ from lightning_llm.cli.recipe_keys import (
     recipe_keys,
 )
 from lightning_llm.cli.shipped_recipes import shipped_close_to
+from lightning_llm.errors import InvalidValueError
 
 # What a recipe may name without being asked. A class path outside is refused before its module
 # is imported: importing runs code.
@@ -298,4 +299,4 @@ def check_strategy(strategy: Any) -> None:
         if strategy in ours.__all__:
             close = f"{ours.__name__}.{strategy}"
         hint = f"did you mean {close!r}?" if close else f"known are {', '.join(known)}."
-        raise ValueError(f"trainer.strategy={strategy!r} is unknown; {hint}")
+        raise InvalidValueError(f"trainer.strategy={strategy!r} is unknown; {hint}")

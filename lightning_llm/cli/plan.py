@@ -14,6 +14,7 @@ import torch
 
 from lightning_llm import HFCausalLM
 from lightning_llm.cli.training import RecipeCLI, prepare_parsing
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.planning import (
     Numerics,
     Parallelism,
@@ -67,7 +68,7 @@ def run_of(cli: PlanCLI) -> Run:
     """
     options, trainer = cli.config, cli.config_init["trainer"]
     if options["tokens"] is not None and options["tokens"] < 1:
-        raise ValueError(f"tokens={options['tokens']} must be at least 1")
+        raise InvalidValueError(f"tokens={options['tokens']} must be at least 1")
     asked = options["world_size"]
     world_size = _ranks_of(trainer) if asked is None else asked
     strategy = trainer.get("strategy") or "auto"
@@ -93,7 +94,7 @@ def _check_class(class_path: str) -> None:
     """Refuse modules around a network of transformers, which would read weights to be built."""
     named = resolve_name(class_path)  # a class, or a classmethod that builds one
     if isinstance(named, type) and issubclass(named, HFCausalLM):
-        raise ValueError(
+        raise InvalidValueError(
             f"{named.__name__} cannot be planned: activations and operations of networks of "
             "transformers are not known. For an architecture that has a table, the plan of "
             "recipes/finetune/full.yaml with the same model (--model.init_args.path_or_name) tells "
@@ -116,7 +117,7 @@ def _named_vocabulary(data: dict[str, Any]) -> int | None:
 def _batch_shape(data: dict[str, Any]) -> tuple[int, int]:
     found = [data.get(name) for name in ("micro_batch_size", "seq_len")]
     if any(not isinstance(value, int) for value in found):
-        raise ValueError(
+        raise InvalidValueError(
             f"the recipe's data has micro_batch_size={found[0]} and seq_len={found[1]}; a plan "
             f"needs both: give --data.init_args.micro_batch_size and --data.init_args.seq_len"
         )

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_llm.cli.parse_errors import ALLOWED_IMPORTS, ShortErrors
+from lightning_llm.errors import InvalidValueError
 
 # What earlier commands of this process allowed: jsonargparse's settings only ever grow.
 _ALLOWED_BEFORE: set[str] = set()
@@ -55,7 +56,9 @@ def restrict_imports(extra: Sequence[str]) -> None:
 
     for name in extra:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise ValueError(f"--allow_import {name!r} is not a module path such as my_package")
+            raise InvalidValueError(
+                f"--allow_import {name!r} is not a module path such as my_package"
+            )
     allowed = [*ALLOWED_IMPORTS, *extra]
     prefixes = tuple(f"{name}." for name in allowed)
     withdrawn = [name for name in _ALLOWED_BEFORE if not f"{name}.".startswith(prefixes)]
@@ -72,7 +75,7 @@ def split_allow_import(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if argument == "--allow_import":
             name = next(rest, None)
             if name is None:
-                raise ValueError("--allow_import needs the name of a package")
+                raise InvalidValueError("--allow_import needs the name of a package")
             names.extend(name.split(","))
         elif argument.startswith("--allow_import="):
             names.extend(argument.partition("=")[2].split(","))

@@ -11,13 +11,15 @@ from typing import Any
 
 import yaml
 
+from lightning_llm.errors import LightningLLMError
+
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 MAX_DEPTH = 100
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class RecipeTextError(yaml.YAMLError):
+class RecipeTextError(LightningLLMError, yaml.YAMLError):
     """The text of a recipe is refused; the message names the line."""
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_llm.errors import InvalidValueError, MissingFileError
 from lightning_llm.plugins.io import DamagedCheckpointError, read_checkpoint
 from lightning_llm.plugins.io.sealed_file import local_path
 from lightning_llm.plugins.io.sharded import ShardedCheckpoint, finish_interrupted
@@ -34,10 +35,12 @@ def checkpoint_to_resume(resume: Resume, ckpt_path: str | None, root: Path) -> s
         if ckpt_path in (None, "best", "hpc"):
             return ckpt_path
         if not local_path(ckpt_path).exists():
-            raise FileNotFoundError(f"--ckpt_path {ckpt_path}: no such file or folder")
+            raise MissingFileError(f"--ckpt_path {ckpt_path}: no such file or folder")
         return ckpt_path
     if ckpt_path is not None and not last:
-        raise ValueError(f"--resume {resume} chooses the checkpoint itself: leave --ckpt_path out")
+        raise InvalidValueError(
+            f"--resume {resume} chooses the checkpoint itself: leave --ckpt_path out"
+        )
     for path in finish_interrupted(root):
         sys.stderr.write(f"{path}: whole, but without its name since a save was killed\n")
     for path in _newest_first(root):
@@ -48,7 +51,7 @@ def checkpoint_to_resume(resume: Resume, ckpt_path: str | None, root: Path) -> s
         sys.stderr.write(f"skipping {path}: {problem}\n")
     if last or resume == "must":
         option = "--ckpt_path last" if last else "--resume must"
-        raise FileNotFoundError(f"{option}: no readable checkpoint under {root}")
+        raise MissingFileError(f"{option}: no readable checkpoint under {root}")
     sys.stderr.write(f"no readable checkpoint under {root}: starting fresh\n")
     return None
 

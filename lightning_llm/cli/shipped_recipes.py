@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from textwrap import shorten
 
+from lightning_llm.errors import MissingFileError
+
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 _PREFIX = "recipes"
 
@@ -71,7 +73,7 @@ def run_recipes(arguments: Sequence[str]) -> int:
     if known not in recipes:
         close = get_close_matches(known, recipes, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see `lightning-llm recipes`."
-        raise FileNotFoundError(f"no recipe {name!r} comes with the package; {hint}")
+        raise MissingFileError(f"no recipe {name!r} comes with the package; {hint}")
     sys.stdout.write(recipes[known].read_text(encoding="utf-8"))
     return 0
 

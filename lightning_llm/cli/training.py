@@ -36,6 +36,7 @@ from lightning_llm.cli.safeguards import (
 from lightning_llm.cli.save_recipe import SaveRecipe
 from lightning_llm.cli.sharded_build import sharded_build
 from lightning_llm.cli.shipped_recipes import use_shipped
+from lightning_llm.errors import FileAccessError
 from lightning_llm.strategies.launch import check_devices, check_launch
 
 _RUNS = ("fit", "validate", "test", "predict")
@@ -268,7 +269,7 @@ def _probe_output(trainer: L.Trainer) -> None:
             probe.write_bytes(b"x")
             probe.unlink()
         except OSError as error:
-            raise PermissionError(
+            raise FileAccessError(
                 f"the output folder {folder} cannot be written ({error.strerror}); set "
                 f"trainer.default_root_dir, or the logger's or checkpoint callback's folder, to "
                 f"one that can"

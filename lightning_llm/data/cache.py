@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.tokenizer import load_tokenizer
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -169,7 +170,7 @@ def open_cached(entry: Path, name: str) -> TokenStore:
     try:
         return TokenStore(entry / name)
     except (ValueError, FileNotFoundError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{error} It belongs to a cache: delete the folder {entry}, and the next run makes it "
             "again from the text."
         ) from error

@@ -14,6 +14,7 @@ from lightning_llm.data.example_arguments import (
 from lightning_llm.data.example_datamodule import ExampleDataModule
 from lightning_llm.data.packed_examples import TooLong
 from lightning_llm.data.tokenizer import TokenizerSpec
+from lightning_llm.errors import InvalidValueError
 
 _DEFAULT_TOKENIZER = TokenizerSpec()
 
@@ -128,7 +129,7 @@ class ChatDataModule(ExampleDataModule):
             return
         rows = size_limits()[0]
         if self.vocab_size > rows:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the tokenizer {spec.pretrained!r} gets ChatML's tokens {TURN_START} and "
                 f"{TURN_END}, which makes {self.vocab_size} ids, but the model's embedding has "
                 f"{rows} rows. Use a tokenizer and model that have them, or give a chat_template "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_llm.data.examples import Example, Piece, leading_ids, special_tokens_pattern
 from lightning_llm.data.rows import Row
 from lightning_llm.data.tokenizer import TokenizerSpec
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -94,17 +95,19 @@ class ChatTask:
         names = (self.messages_field, "conversations")
         name = next((name for name in names if name in fields), None)
         if name is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{where}: no field {self.messages_field!r}; it has {sorted(map(str, fields))}. "
                 "Set messages_field to the one that holds the messages."
             )
         given = fields[name]
         if not isinstance(given, list) or not given:
-            raise ValueError(f"{where}: {name}: expected a list of messages, got {given!r:.60}.")
+            raise InvalidValueError(
+                f"{where}: {name}: expected a list of messages, got {given!r:.60}."
+            )
         messages = [_message(one, f"{where}: {name}[{i}]") for i, one in enumerate(given)]
         if not any(message["role"] == "assistant" for message in messages):
             roles = ", ".join(message["role"] for message in messages)
-            raise ValueError(
+            raise InvalidValueError(
                 f"{where}: the conversation has no assistant turn, so nothing to learn (its roles: "
                 f"{roles}). Remove it."
             )
@@ -118,20 +121,22 @@ def uses_chatml(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 def _message(given: Any, where: str) -> Message:
     if not isinstance(given, dict):
-        raise ValueError(f"{where}: expected an object with role and content, got {given!r:.60}.")
+        raise InvalidValueError(
+            f"{where}: expected an object with role and content, got {given!r:.60}."
+        )
     role = given.get("role", given.get("from"))
     content = given.get("content", given.get("value"))
     role = _SHARED_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in _ROLES:
         known = ", ".join([*_ROLES, *_SHARED_ROLES])
-        raise ValueError(f"{where}: unknown role {role!r}; known are {known}.")
+        raise InvalidValueError(f"{where}: unknown role {role!r}; known are {known}.")
     if not isinstance(content, str):
         hint = ""
         if given.get("tool_calls"):
             hint = " Calls of tools are learned as text: write them into content."
-        raise ValueError(f"{where}: content: expected a text, got {content!r:.60}.{hint}")
+        raise InvalidValueError(f"{where}: content: expected a text, got {content!r:.60}.{hint}")
     if role == "assistant" and not content.strip():
-        raise ValueError(f"{where}: the assistant's turn is empty.")
+        raise InvalidValueError(f"{where}: the assistant's turn is empty.")
     return {"role": role, "content": content}
 
 
@@ -236,7 +241,7 @@ class _Rendering:
                 list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except Exception as error:  # Jinja's, or what the template raises
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.where}: the chat template refuses the conversation: {error}"
             ) from error
         return str(text)

@@ -17,6 +17,7 @@ from lightning_llm.data.corpus import Part
 from lightning_llm.data.packed_examples import TooLong
 from lightning_llm.data.rows import AlignedRows, DatasetRows, FileRows, FirstRows, RowSource
 from lightning_llm.data.sources import expand_files
+from lightning_llm.errors import InvalidValueError
 
 ExamplePacking = Literal["best_fit", "pad"]
 Files = str | Path | Sequence[str | Path]
@@ -51,7 +52,7 @@ def check_examples(owner: str, arguments: Mapping[str, Any], problems: Sequence[
     found += fraction_problems(arguments)
     found += size_problems(arguments, _AT_LEAST)
     if found:
-        raise ValueError(f"{owner}: " + "; ".join(found))
+        raise InvalidValueError(f"{owner}: " + "; ".join(found))
 
 
 def template_problems(template: str, fields: Sequence[str]) -> list[str]:

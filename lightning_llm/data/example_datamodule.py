@@ -16,6 +16,7 @@ from lightning_llm.data.prepared_datamodule import PreparedDataModule
 from lightning_llm.data.rows import RowSource
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.text_arguments import tokenizer_spec
+from lightning_llm.errors import InvalidValueError
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class ExampleDataModule(PreparedDataModule):
             )
         if len(rows) == 0:
             shortest = int(np.diff(examples.store.document_offsets).min())
-            raise ValueError(
+            raise InvalidValueError(
                 f"the {part} part has no example that fits seq_len={self.seq_len}: the shortest "
                 f"of {len(examples.store)} has {shortest} "
                 "tokens. Raise seq_len, or set too_long='truncate'."

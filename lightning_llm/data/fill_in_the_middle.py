@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_llm.data.tokenizer import TokenizerSpec, encode_texts
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -108,7 +109,7 @@ def sentinels_of(tokenizer: PreTrainedTokenizerFast) -> Sentinels:
     ids = Sentinels(*map(tokenizer.get_vocab().__getitem__, _names(tokenizer)))
     (probe,) = encode_texts(tokenizer, ["x"])
     if tokenizer.convert_ids_to_tokens(probe.tolist())[0].startswith("▁"):
-        raise ValueError(
+        raise InvalidValueError(
             "fim_rate: the tokenizer puts a space in front of each text, and so would in front of "
             "each part of a document. Use a byte-level one, such as algorithm='bpe'."
         )
@@ -134,7 +135,7 @@ def _names(tokenizer: PreTrainedTokenizerFast) -> tuple[str, str, str]:
     for names in _KNOWN_TOKENS:
         if all(name in vocab for name in names):
             return names
-    raise ValueError(
+    raise InvalidValueError(
         "fim_rate: the tokenizer has no tokens to fill in the middle, neither "
         f"{', '.join(FIM_TOKENS)} nor those of StarCoder, Code Llama or DeepSeek-Coder. Add them "
         "to it, train one, or leave fim_rate at 0."
@@ -157,6 +158,8 @@ def fim_prompt(prefix: str, suffix: str, tokenizer: PreTrainedTokenizerFast | No
     names = FIM_TOKENS if tokenizer is None else _names(tokenizer)
     for name in names:
         if name in prefix + suffix:
-            raise ValueError(f"the text around the gap contains {name!r}, which marks its parts.")
+            raise InvalidValueError(
+                f"the text around the gap contains {name!r}, which marks its parts."
+            )
     before, middle, after = names
     return f"{before}{prefix}{after}{suffix}{middle}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from lightning_llm.data.cache import remembered_fingerprint
 from lightning_llm.data.store import TokenStore
+from lightning_llm.errors import InvalidValueError
 
 _CHUNK = 1 << 24
 
@@ -49,7 +50,7 @@ def check_ids(store: TokenStore, vocab_size: int, cache: Path | None = None) -> 
     for start, ids in in_chunks(store):
         wrong = np.flatnonzero((ids >= vocab_size) | (ids < 0))
         if len(wrong):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{store.bin_path}: id {int(ids[wrong[0]])} at position {start + int(wrong[0]):,} "
                 f"is not in 0..{vocab_size - 1}. The ids are of a tokenizer with a larger "
                 f"vocabulary, or not of {store.dtype.name}: give the vocab_size or tokenizer that "

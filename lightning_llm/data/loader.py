@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_llm.data.order import Permutation
 from lightning_llm.data.packing import Batch, Rows
 from lightning_llm.data.resume import align_with_trainer
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -79,7 +80,7 @@ class TokenLoader:
         if not 0 <= rank < world_size:
             problems.append(f"rank={rank} must be in 0..{world_size - 1} (world_size={world_size})")
         if problems:
-            raise ValueError("TokenLoader: " + "; ".join(problems))
+            raise InvalidValueError("TokenLoader: " + "; ".join(problems))
         self.rows = rows
         self.micro_batch_size, self.rank, self.world_size = micro_batch_size, rank, world_size
         self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
@@ -197,7 +198,7 @@ class TokenLoader:
                 does not fall between two micro-steps of the present size.
         """
         if state.get("version") != _STATE_VERSION:
-            raise ValueError(
+            raise InvalidValueError(
                 f"loader state version {state.get('version')!r}; this version of lightning_llm "
                 f"reads version {_STATE_VERSION}."
             )
@@ -218,7 +219,7 @@ class TokenLoader:
             return len(self)
         step, inside = divmod(samples, self.samples_per_step)
         if inside:
-            raise ValueError(
+            raise InvalidValueError(
                 f"cannot continue after {samples} samples of the epoch: micro_batch_size="
                 f"{self.micro_batch_size} on {self.world_size} ranks takes {self.samples_per_step} "
                 "at a time. Choose micro_batch_size and ranks so that their product divides it."
@@ -236,7 +237,7 @@ class TokenLoader:
             return
         message = "the data is not what the checkpoint was trained on: " + "; ".join(changed)
         if self.strict_resume:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{message}. Restore the data, or set strict_resume=False to go on at the same "
                 "number of samples of the new data."
             )

@@ -25,6 +25,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from lightning_llm.errors import InvalidValueError, MissingFileError
+
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER_BYTES = 34
@@ -113,22 +115,28 @@ class MegatronIndex:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such token store index.")
+            raise MissingFileError(f"{path}: no such token store index.")
         length = os.path.getsize(path)
         with open(path, "rb") as stream:
             head = stream.read(HEADER_BYTES)
         if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
-            raise ValueError(f"{path}: not an indexed dataset (it starts with {head[:9]!r}).")
+            raise InvalidValueError(
+                f"{path}: not an indexed dataset (it starts with {head[:9]!r})."
+            )
         version, code, sequences, indices = struct.unpack("<QBQQ", head[len(MAGIC) :])
         if version != VERSION:
-            raise ValueError(f"{path}: index version {version}; only version {VERSION} is read.")
+            raise InvalidValueError(
+                f"{path}: index version {version}; only version {VERSION} is read."
+            )
         kind = DTYPE_CODES.get(code)
         if kind is None or not np.issubdtype(kind, np.integer):
-            raise ValueError(f"{path}: dtype code {code} stands for no integer type of token ids.")
+            raise InvalidValueError(
+                f"{path}: dtype code {code} stands for no integer type of token ids."
+            )
         expected = HEADER_BYTES + 12 * sequences + 8 * indices
         # Multimodal datasets append one int8 mode for each sequence; it says nothing about text.
         if length not in (expected, expected + sequences) or indices < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path}: truncated or extended: {length} bytes, but its header tells of "
                 f"{sequences} sequences and {indices} document indices ({expected} bytes)."
             )
@@ -160,14 +168,18 @@ class MegatronIndex:
         offsets = self.sequence_offsets()
         indices = self.document_indices
         if (self.sizes < 0).any():
-            raise ValueError(f"{self.path}: negative size of sequence {np.argmax(self.sizes < 0)}.")
+            raise InvalidValueError(
+                f"{self.path}: negative size of sequence {np.argmax(self.sizes < 0)}."
+            )
         wrong = np.flatnonzero(self.pointers != offsets[:-1] * self.dtype.itemsize)
         if len(wrong):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.path}: sequence {wrong[0]} does not start where the last ends."
             )
         if indices[0] != 0 or indices[-1] != len(self.sizes) or (np.diff(indices) < 0).any():
-            raise ValueError(f"{self.path}: the document indices do not cover the sequences.")
+            raise InvalidValueError(
+                f"{self.path}: the document indices do not cover the sequences."
+            )
 
 
 def _map(path: Path, dtype: str, offset: int, count: int) -> np.ndarray:

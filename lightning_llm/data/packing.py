@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_llm.batches import IGNORE_INDEX
 from lightning_llm.data.best_fit import best_fit
 from lightning_llm.data.store import TokenStore
+from lightning_llm.errors import InvalidValueError
 
 Batch = dict[str, Tensor]
 Packing = Literal["concat", "best_fit", "pad"]
@@ -293,7 +294,7 @@ def pack(
 
 def _check_seq_len(seq_len: int) -> None:
     if seq_len < 1:
-        raise ValueError(f"seq_len={seq_len} must be at least 1.")
+        raise InvalidValueError(f"seq_len={seq_len} must be at least 1.")
 
 
 def _single(rows: ConcatWindows | PackedDocuments, index: int) -> Batch:

@@ -38,6 +38,7 @@ from lightning_llm.data.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -150,7 +151,9 @@ class PreparedText:
         except ValueError:
             if stats.documents:
                 raise
-            raise ValueError(f"no text to train the tokenizer on: {_counted(stats)}.") from None
+            raise InvalidValueError(
+                f"no text to train the tokenizer on: {_counted(stats)}."
+            ) from None
 
     @property
     def parts(self) -> list[Part]:
@@ -215,7 +218,7 @@ class PreparedText:
         for part, count in counts.items():
             # An end-of-text id alone is one token, and predicts nothing.
             if count["tokens"] <= count["documents"]:
-                raise ValueError(
+                raise InvalidValueError(
                     f"the {part} part has no text: {count['documents']} documents with "
                     f"{count['tokens']} tokens. Over all parts, {_counted(stats)}."
                 )

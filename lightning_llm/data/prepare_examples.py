@@ -34,6 +34,7 @@ from lightning_llm.data.tokenizer import (
     train_tokenizer,
     vocabulary_size,
 )
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -152,7 +153,7 @@ class PreparedExamples:
                 trained = True
                 yield from self.task.texts(row)
         if rows and not trained:
-            raise ValueError(
+            raise InvalidValueError(
                 f"none of {rows} rows is left to train on.{self._split_remedy('train')}"
             )
 
@@ -231,7 +232,7 @@ class PreparedExamples:
         for part, count in counts.items():
             if count["targets"]:
                 continue
-            raise ValueError(
+            raise InvalidValueError(
                 f"the {part} part has no example with a target ({count['examples']} examples; "
                 f"{skipped} rows of all parts were left out as empty).{self._split_remedy(part)}"
             )

@@ -23,6 +23,7 @@ from lightning_llm.data.several_stores import SeveralRows
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.text_arguments import plain
 from lightning_llm.data.tokenizer import token_byte_lengths, vocabulary_size
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -130,7 +131,7 @@ class PreparedDataModule(pl.LightningDataModule):
         if self.val_store is not None:
             return
         if stage == "validate":
-            raise ValueError(f"no validation data: give {self.give_val}, or a val_fraction.")
+            raise InvalidValueError(f"no validation data: give {self.give_val}, or a val_fraction.")
         if stage == "fit" and self.trainer is not None:
             # Says that nothing validates; of a loader without batches Lightning would warn.
             self._limit_val_batches = self.trainer.limit_val_batches
@@ -160,7 +161,7 @@ class PreparedDataModule(pl.LightningDataModule):
         """
         self.setup()
         if self.test_store is None:
-            raise ValueError(f"no test data: give {self.give_test}.")
+            raise InvalidValueError(f"no test data: give {self.give_test}.")
         return self._loader("test", self.val_micro_batch_size)
 
     def predict_dataloader(self) -> TokenLoader:
@@ -171,7 +172,7 @@ class PreparedDataModule(pl.LightningDataModule):
         """
         self.setup()
         if self.test_store is None and self.val_store is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"nothing to predict: give {self.give_test}, {self.give_val}, or a val_fraction."
             )
         return self._loader("test" if self.test_store else "val", self.val_micro_batch_size)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_llm.data.examples import Example, PlainTask, completion
 from lightning_llm.data.rows import Row, field_of
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -57,7 +58,7 @@ class QATask(PlainTask):
             argument = f"{name}_field"
             text = field_of(fields, getattr(self, argument), where, argument)
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{where}: {name}: expected a text, got {text!r:.60}.")
+                raise InvalidValueError(f"{where}: {name}: expected a text, got {text!r:.60}.")
             texts[name] = text
         # One pass over the template: a context that contains "{question}" stays as it is.
         before, _, after = self.template.partition("{context}")
@@ -75,14 +76,14 @@ class QATask(PlainTask):
         if isinstance(given, list):  # SQuAD's file: [{"text": ..., "answer_start": ...}]
             given = [one.get("text") if isinstance(one, dict) else one for one in given]
         if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{where}: {self.answers_field}: expected a text, a list of texts or "
                 f"{{'text': [...]}}, got {given!r:.60}."
             )
         answers = list(dict.fromkeys(one for one in given if one.strip()))
         if not answers:
             if self.no_answer is None:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{where}: no answer. Give no_answer, such as 'no answer', to learn to say so."
                 )
             answers = [self.no_answer]

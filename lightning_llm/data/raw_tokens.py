@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from lightning_llm.data.id_check import check_ids, in_chunks
 from lightning_llm.data.store import TokenStore
+from lightning_llm.errors import InvalidValueError, MissingFileError
 
 TokenDtype = Literal["uint8", "uint16", "uint32", "int32", "int64"]
 
@@ -71,10 +72,12 @@ class RawTokenStore(TokenStore):
     ) -> None:
         self.path = self.bin_path = Path(path).expanduser().absolute()
         if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: no such file of token ids.")
+            raise MissingFileError(f"{self.path}: no such file of token ids.")
         if dtype is not None and dtype not in get_args(TokenDtype):
             known = ", ".join(get_args(TokenDtype))
-            raise ValueError(f"{self.path}: dtype={dtype!r} must be one of {known}, or None.")
+            raise InvalidValueError(
+                f"{self.path}: dtype={dtype!r} must be one of {known}, or None."
+            )
         self.meta: dict[str, Any] = {}
         self.eos_id = eos_id
         self._vocab_size = vocab_size
@@ -82,7 +85,7 @@ class RawTokenStore(TokenStore):
         start, self.dtype = self._layout()
         length = os.path.getsize(self.path) - start
         if length % self.dtype.itemsize:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.path}: {length:,} bytes are no whole number of {self.dtype.name} ids. The "
                 "file is damaged, or of another dtype: give dtype="
             )
@@ -105,18 +108,18 @@ class RawTokenStore(TokenStore):
             return 0, np.dtype(self._dtype_given or ("uint32" if wide else "uint16"))
         known_version, dtype = _HEADERS[magic]
         if version != known_version:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.path}: a shard with magic {magic} and version {version}; of these only "
                 f"version {known_version} is read."
             )
         if self._dtype_given is not None and np.dtype(self._dtype_given) != dtype:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.path}: dtype={self._dtype_given!r}, but the header stands for "
                 f"{dtype.name}. Leave dtype out."
             )
         expected, actual = _HEADER_BYTES + count * dtype.itemsize, os.path.getsize(self.path)
         if actual != expected:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.path}: {actual:,} bytes, but its header tells of {count:,} ids of "
                 f"{dtype.name} ({expected:,} bytes): truncated or extended. Write it again."
             )
@@ -128,7 +131,7 @@ class RawTokenStore(TokenStore):
         if self.dtype.itemsize != 2 or len(sample) < _LEAST_SAMPLED or sample[1::2].any():
             return
         if sample.any():
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.path}: every second uint16 is 0, as in a file of 32-bit ids. Give "
                 "dtype='uint32'; if these really are 16-bit ids, dtype='uint16'."
             )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from lightning_llm.errors import InvalidValueError, LightningLLMError
+
 DecodeErrors = Literal["strict", "replace", "skip"]
 """What to do with text that is not valid Unicode: stop, put U+FFFD in its place, or leave the
 document out and count it."""
@@ -64,7 +66,7 @@ class SourceStats:
         self.first_skipped = self.first_skipped or where
 
 
-class InvalidTextError(ValueError):
+class InvalidTextError(LightningLLMError, ValueError):
     """Text that is not valid Unicode, with its place in the message."""
 
 
@@ -122,7 +124,7 @@ def check_text(value: Any, key: str, where: str, errors: DecodeErrors) -> str:
     """
     if not isinstance(value, str):
         got = "null" if value is None else type(value).__name__
-        raise ValueError(f"{where}: {key!r}: expected a string, got {got}.")
+        raise InvalidValueError(f"{where}: {key!r}: expected a string, got {got}.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -158,7 +160,7 @@ class _ZstdStream(io.RawIOBase):
         try:
             import zstandard
         except ImportError:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{raw.name}: reading .zst files needs the zstandard package: "
                 "pip install 'lightning-llm[zstd]'"
             ) from None
@@ -205,7 +207,7 @@ def open_bytes(path: Path) -> Iterator[io.BufferedIOBase]:
             yield raw
             return
         if os.fstat(raw.fileno()).st_size == 0:
-            raise ValueError(f"{path}: not a {suffix} file: it has no bytes at all.")
+            raise InvalidValueError(f"{path}: not a {suffix} file: it has no bytes at all.")
         damaged: tuple[type[BaseException], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
         if suffix == ".gz":
             stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw)
@@ -217,6 +219,6 @@ def open_bytes(path: Path) -> Iterator[io.BufferedIOBase]:
             with stream:
                 yield stream
         except damaged as error:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path}: damaged or cut-off {suffix} file: {error}. Get the file again."
             ) from error

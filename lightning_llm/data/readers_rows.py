@@ -23,6 +23,7 @@ from lightning_llm.data.readers_base import (
     open_bytes,
     strip_bom,
 )
+from lightning_llm.errors import InvalidValueError
 
 MAX_LINE_BYTES = 1 << 30
 _PARQUET_ROWS = 256
@@ -84,7 +85,7 @@ def raw_lines(path: Path) -> Iterator[tuple[bytes, str, int]]:
         for number, raw in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES), b""), 1):
             where = f"{path}:{number}"
             if len(raw) == MAX_LINE_BYTES:
-                raise ValueError(f"{where}: the line is longer than {MAX_LINE_BYTES} bytes.")
+                raise InvalidValueError(f"{where}: the line is longer than {MAX_LINE_BYTES} bytes.")
             line = strip_bom(raw) if number == 1 else raw
             yield line, where, offset + len(raw) - len(line)
             offset += len(raw)
@@ -110,17 +111,17 @@ def parse_line(line: bytes, where: str, offset: int, errors: DecodeErrors | None
     try:
         return json.loads(decoded)
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{where}: not valid JSON: {error.msg} at column {error.pos + 1}. Expected one JSON "
             f"object a line, got {decoded[:60]!r}."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not readable as JSON: {error}.") from None
+        raise InvalidValueError(f"{where}: not readable as JSON: {error}.") from None
 
 
 def _field(row: Any, key: str, where: str) -> Any:
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
+        raise InvalidValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
     if key not in row:
         raise missing_field(where, key, row, "key")
     return row[key]
@@ -152,7 +153,7 @@ def read_parquet(
                     else:
                         yield from emit(text, where, stats)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: damaged or cut-off Parquet file: {error}") from error
+            raise InvalidValueError(f"{path}: damaged or cut-off Parquet file: {error}") from error
 
 
 @contextmanager
@@ -178,7 +179,7 @@ def _check_column(schema: Any, key: str, path: Path) -> None:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise ValueError(f"{path}: column {key!r}: expected strings, got {kind}.")
+        raise InvalidValueError(f"{path}: column {key!r}: expected strings, got {kind}.")
 
 
 def _column_values(file: Any, key: str) -> Iterator[bytes | None]:
@@ -195,7 +196,7 @@ def _column_values(file: Any, key: str) -> Iterator[bytes | None]:
 
 def _decode_row(value: bytes | None, key: str, where: str, errors: DecodeErrors) -> str:
     if value is None:
-        raise ValueError(f"{where}: {key!r}: expected a string, got null.")
+        raise InvalidValueError(f"{where}: {key!r}: expected a string, got null.")
     try:
         return value.decode("utf-8", "replace" if errors == "replace" else "strict")
     except UnicodeDecodeError as error:

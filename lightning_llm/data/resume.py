@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_llm.errors import InvalidValueError
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
@@ -37,7 +39,7 @@ def align_with_trainer(trainer: Trainer, loader: TokenLoader, state: dict[str, A
         samples = min(state["samples"], count.processed * state["samples_per_step"])
         samples -= samples % state["samples_per_update"]
         if samples % loader.samples_per_update:
-            raise ValueError(
+            raise InvalidValueError(
                 f"cannot continue after {samples} samples of the epoch: the global batch size "
                 f"(micro_batch_size * ranks * accumulate_grad_batches) was "
                 f"{state['samples_per_update']} and is now {loader.samples_per_update}, which "

@@ -18,6 +18,7 @@ from lightning_llm.data.dataset_split import DatasetSplit
 from lightning_llm.data.readers_base import invalid_utf8, open_bytes, strip_bom
 from lightning_llm.data.readers_rows import parse_line, raw_lines, seekable
 from lightning_llm.data.sources import JSON_LINES, fingerprint_files, layout_of
+from lightning_llm.errors import InvalidValueError
 
 Row = tuple[dict[str, Any], str]
 _PARQUET_ROWS = 256
@@ -66,7 +67,9 @@ class FileRows:
         if kind == ".json" and self.squad:
             return _read_squad(path)
         known = [".jsonl", ".parquet", *[".tsv"] * bool(self.columns), *[".json"] * self.squad]
-        raise ValueError(f"{path}: rows are read from {', '.join(known)} files, not {kind!r}.")
+        raise InvalidValueError(
+            f"{path}: rows are read from {', '.join(known)} files, not {kind!r}."
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class AlignedRows:
 
     def __post_init__(self) -> None:
         if len(self.first) != len(self.second):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{len(self.first)} files of {self.columns[0]} and {len(self.second)} of "
                 f"{self.columns[1]}: aligned files come in pairs."
             )
@@ -108,7 +111,7 @@ class AlignedRows:
             if None in lines:
                 counts = [number + (line is not None) for line in lines]
                 counts = [n + sum(1 for _ in side) for n, side in zip(counts, sides)]
-                raise ValueError(
+                raise InvalidValueError(
                     f"{first} has {counts[0]} lines, {second} has {counts[1]}: line i of the one "
                     "must be the translation of line i of the other. Remove or add the lines that "
                     "have no counterpart."
@@ -176,7 +179,9 @@ def field_of(row: dict[str, Any], name: str, where: str, argument: str | None = 
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
             hint = f" Set {argument} to the one that holds it." if argument else ""
-            raise ValueError(f"{where}: no field {name!r}; it has {sorted(map(str, row))}.{hint}")
+            raise InvalidValueError(
+                f"{where}: no field {name!r}; it has {sorted(map(str, row))}.{hint}"
+            )
         value = value[part]
     return value
 
@@ -201,7 +206,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             continue
         row = parse_line(line, where, offset, errors=None)
         if not isinstance(row, dict):
-            raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
+            raise InvalidValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
         yield row, where
 
 
@@ -209,7 +214,7 @@ def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     for number, (line, where) in enumerate(_text_lines(path)):
         cells = line.split("\t")
         if len(cells) != len(columns):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{where}: {len(cells)} columns; expected {len(columns)}, separated by tabs: "
                 f"{', '.join(columns)}."
             )
@@ -231,7 +236,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                         yield row, f"{path}:row {number}"
                         number += 1
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: damaged or cut-off Parquet file: {error}") from error
+            raise InvalidValueError(f"{path}: damaged or cut-off Parquet file: {error}") from error
 
 
 def _read_squad(path: Path) -> Iterator[Row]:
@@ -243,7 +248,7 @@ def _read_squad(path: Path) -> Iterator[Row]:
         paragraphs: Iterable[Any] = [p for article in articles for p in article["paragraphs"]]
         rows = [{**qa, "context": p["context"]} for p in paragraphs for qa in p["qas"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path}: not a SQuAD file ({error!r}): expected {{'data': [{{'paragraphs': "
             "[{'context', 'qas': [{'question', 'answers'}]}]}]}. Other rows go into .jsonl files."
         ) from error

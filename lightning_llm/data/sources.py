@@ -12,6 +12,12 @@ from pathlib import Path
 from lightning_llm.data.readers_base import DecodeErrors, Document, SourceStats
 from lightning_llm.data.readers_rows import read_jsonl, read_parquet
 from lightning_llm.data.readers_text import read_text, split_file_range
+from lightning_llm.errors import (
+    FileAccessError,
+    InvalidTypeError,
+    InvalidValueError,
+    MissingFileError,
+)
 
 __all__ = [
     "JSON_LINES",
@@ -76,9 +82,11 @@ def expand_files(
     """
     listed = [patterns] if isinstance(patterns, (str, os.PathLike)) else list(patterns)
     if not listed:
-        raise ValueError("no files given: expected at least one path or glob.")
+        raise InvalidValueError("no files given: expected at least one path or glob.")
     if isinstance(exclude_folders, str):
-        raise TypeError(f"exclude_folders: expected a list of names, got {exclude_folders!r}.")
+        raise InvalidTypeError(
+            f"exclude_folders: expected a list of names, got {exclude_folders!r}."
+        )
     excluded = frozenset(exclude_folders)
     found = [file for pattern in listed for file in _expand(pattern, excluded)]
     unique: dict[str, str] = {}
@@ -86,27 +94,27 @@ def expand_files(
         unique.setdefault(os.path.realpath(file), file)
     for file in unique.values():
         if not os.access(file, os.R_OK):
-            raise PermissionError(f"{file}: no permission to read it.")
+            raise FileAccessError(f"{file}: no permission to read it.")
     return [Path(file) for file in unique.values()]
 
 
 def _expand(pattern: str | Path, excluded: frozenset[str]) -> list[str]:
     if not isinstance(pattern, (str, os.PathLike)):
-        raise TypeError(f"files: expected a path or glob, got {type(pattern).__name__}.")
+        raise InvalidTypeError(f"files: expected a path or glob, got {type(pattern).__name__}.")
     path = os.path.expanduser(os.fspath(pattern))
     if os.path.isdir(path):
         return _without(excluded, _files_below(path), path)
     if os.path.exists(path):
         if not os.path.isfile(path):
-            raise ValueError(f"{path}: not a regular file.")
+            raise InvalidValueError(f"{path}: not a regular file.")
         return [path]
     if not path or not glob.has_magic(path):
-        raise FileNotFoundError(f"no file {path!r} (working directory: {os.getcwd()}).")
+        raise MissingFileError(f"no file {path!r} (working directory: {os.getcwd()}).")
     matches = glob.glob(path, recursive=True)
     files = [match for match in matches if os.path.isfile(match)]
     if not files:
         only = " but directories" if matches else ""
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no file matches {path!r}: nothing found{only} (working directory: {os.getcwd()})."
         )
     return _without(excluded, files, path)
@@ -120,7 +128,7 @@ def _without(excluded: frozenset[str], files: list[str], pattern: str) -> list[s
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     kept = [file for file in files if excluded.isdisjoint(Path(file).parts[fixed:-1])]
     if not kept:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{pattern!r}: every one of the {len(files)} files lies in one of exclude_folders="
             f"{sorted(excluded)}."
         )
@@ -133,7 +141,7 @@ def _files_below(directory: str) -> list[str]:
     chosen = [file for file in files if layout_of(Path(file)) in _DIRECTORY_SUFFIXES]
     if not chosen:
         seen = sorted({os.path.splitext(file)[1] for file in files})
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {', '.join(_DIRECTORY_SUFFIXES)} file below the directory {directory!r} (working "
             f"directory: {os.getcwd()}); suffixes there: {seen}. Name other plain-text files by "
             "a glob, such as 'src/**/*.py'."
@@ -172,16 +180,16 @@ def read_documents(
     path = Path(path)
     stats = stats if stats is not None else SourceStats()
     if errors not in ("strict", "replace", "skip"):
-        raise ValueError(f"errors={errors!r} must be 'strict', 'replace' or 'skip'.")
+        raise InvalidValueError(f"errors={errors!r} must be 'strict', 'replace' or 'skip'.")
     if (start or stop is not None) and not is_plain_text(path, compressed=False):
-        raise ValueError(f"{path}: start and stop need an uncompressed plain-text file.")
+        raise InvalidValueError(f"{path}: start and stop need an uncompressed plain-text file.")
     kind = layout_of(path)
     if kind in JSON_LINES:
         return read_jsonl(path, text_field=text_field, errors=errors, stats=stats)
     if kind == ".parquet":
         return read_parquet(path, text_field=text_field, errors=errors, stats=stats)
     if kind == ".json":
-        raise ValueError(
+        raise InvalidValueError(
             f"{path}: .json is not read, as it may hold one value or many. Rename it to .jsonl if "
             "each line is one object, or to .txt to train on its text."
         )

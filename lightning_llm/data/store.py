@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_llm.data.megatron_index import MegatronIndex
+from lightning_llm.errors import InvalidValueError, MissingFileError
 
 FORMAT = "lightning_llm.token_store"
 FORMAT_VERSION = 1
@@ -52,7 +53,7 @@ class TokenStore:
         self._index = MegatronIndex(self.idx_path)
         self.dtype = self._index.dtype
         if not self.bin_path.is_file():
-            raise FileNotFoundError(f"{self.bin_path}: the index has no tokens beside it.")
+            raise MissingFileError(f"{self.bin_path}: the index has no tokens beside it.")
         self._check_lengths(meta_path)
         self.num_tokens = os.path.getsize(self.bin_path) // self.dtype.itemsize
         self._tokens = (
@@ -70,12 +71,12 @@ class TokenStore:
         for path, length in expected.items():
             if actual.get(path, 0) != length:
                 change = "truncated" if actual.get(path, 0) < length else "extended"
-                raise ValueError(
+                raise InvalidValueError(
                     f"{path}: {change}: {actual.get(path, 0)} bytes instead of {length}. "
                     "Write the store again, or restore the file."
                 )
         if self.meta and self.meta["dtype"] != self.dtype.name:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self.idx_path}: holds {self.dtype.name} tokens, but {meta_path} says "
                 f"{self.meta['dtype']}. The two files belong to different stores."
             )
@@ -149,7 +150,7 @@ class TokenStore:
             with open(self.path / name, "rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
             if digest != entry["sha256"]:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{self.path / name}: sha256 mismatch: {digest} on disk, {entry['sha256']} "
                     "when it was written. The file is damaged: write the store again."
                 )
@@ -176,7 +177,7 @@ def _locate(path: Path) -> tuple[Path, Path, Path]:
     """Return the `.bin`, `.idx` and metadata paths that ``path`` stands for."""
     if path.is_dir():
         if not (path / IDX_NAME).is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path}: no {IDX_NAME} in this folder. For a store of another tool give the "
                 "prefix of its .bin and .idx files."
             )
@@ -185,12 +186,12 @@ def _locate(path: Path) -> tuple[Path, Path, Path]:
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
     idx = Path(f"{prefix}.idx")
     if not idx.is_file() and path.suffix == ".bin" and path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path}: no {idx.name} beside it. If it holds bare ids, as nanoGPT writes them, open "
             "it with RawTokenStore, or train on it with TokenDataModule."
         )
     if not idx.is_file():
-        raise FileNotFoundError(f"{path}: neither a token store folder nor the prefix of {idx}.")
+        raise MissingFileError(f"{path}: neither a token store folder nor the prefix of {idx}.")
     return Path(f"{prefix}.bin"), idx, Path(os.devnull)
 
 
@@ -206,9 +207,11 @@ def _read_meta(path: Path) -> dict[str, Any]:
         for name in (BIN_NAME, IDX_NAME):
             meta["files"][name]["bytes"], meta["files"][name]["sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged metadata ({error!r}). Write the store again.") from error
+        raise InvalidValueError(
+            f"{path}: damaged metadata ({error!r}). Write the store again."
+        ) from error
     if not known or version > FORMAT_VERSION:
-        raise ValueError(
+        raise InvalidValueError(
             f"{path}: format {meta['format']!r} version {version}; this version reads {FORMAT!r} "
             f"up to {FORMAT_VERSION}. Update lightning_llm or write the store again."
         )

@@ -19,6 +19,12 @@ from filelock import FileLock, Timeout
 
 from lightning_llm.data import megatron_index
 from lightning_llm.data.store import BIN_NAME, FORMAT, FORMAT_VERSION, IDX_NAME, META_NAME
+from lightning_llm.errors import (
+    ExistingFileError,
+    InvalidTypeError,
+    InvalidValueError,
+    NotSavedError,
+)
 
 _BUFFER_BYTES = 4 << 20
 _LOCK_NAME = "writer.lock"
@@ -55,10 +61,10 @@ class TokenStoreWriter:
         source_fingerprint: str | None = None,
     ) -> None:
         if not 1 <= vocab_size <= 2**31:
-            raise ValueError(f"vocab_size={vocab_size} must be between 1 and 2**31.")
+            raise InvalidValueError(f"vocab_size={vocab_size} must be between 1 and 2**31.")
         self.path = Path(path).expanduser().absolute()
         if os.path.lexists(self.path):
-            raise FileExistsError(f"{self.path} already exists: remove it or write elsewhere.")
+            raise ExistingFileError(f"{self.path} already exists: remove it or write elsewhere.")
         self.vocab_size = vocab_size
         self.dtype = megatron_index.token_dtype(vocab_size)
         self.num_documents = 0
@@ -95,7 +101,7 @@ class TokenStoreWriter:
         """
         self._check_open()
         if self._open_tokens or self._continues:
-            raise ValueError("add() inside a document: call end_document() after extend().")
+            raise InvalidValueError("add() inside a document: call end_document() after extend().")
         self.extend(ids)
         self.end_document()
 
@@ -128,7 +134,7 @@ class TokenStoreWriter:
         borders = np.asarray(ends, dtype=np.int64)
         sizes = np.diff(borders, prepend=0)
         if len(borders) and (sizes.min() < 0 or borders[-1] > len(ids)):
-            raise ValueError(f"ends must ascend from 0 to {len(ids)}, the number of ids")
+            raise InvalidValueError(f"ends must ascend from 0 to {len(ids)}, the number of ids")
         if self._open_tokens + len(ids) > megatron_index.MAX_SEQUENCE_TOKENS:
             for first, last in zip((0, *ends), ends, strict=False):
                 self.extend(ids[first:last])
@@ -156,7 +162,7 @@ class TokenStoreWriter:
 
     def _check_open(self) -> None:
         if self._finished:
-            raise ValueError(f"{self.path}: the writer is closed.")
+            raise InvalidValueError(f"{self.path}: the writer is closed.")
 
     def _validated(
         self, ids: Sequence[int] | np.ndarray, borders: np.ndarray | None = None
@@ -166,7 +172,7 @@ class TokenStoreWriter:
         if array.size == 0:
             return np.empty(0, dtype=self.dtype)
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise TypeError(
+            raise InvalidTypeError(
                 f"document {self.num_documents}: expected a flat sequence of integer ids, got "
                 f"{array.dtype} with shape {array.shape}."
             )
@@ -177,7 +183,7 @@ class TokenStoreWriter:
                 position -= int(borders[before - 1])
             else:
                 position += self._open_tokens
-            raise ValueError(
+            raise InvalidValueError(
                 f"document {self.num_documents + before}, position {position}: id "
                 f"{array[place]} is not in 0..{self.vocab_size - 1} (vocab_size="
                 f"{self.vocab_size}). The ids come from another tokenizer than vocab_size."
@@ -213,7 +219,7 @@ class TokenStoreWriter:
         except OSError as error:
             free = shutil.disk_usage(self._folder).free
             problem = f"{error.strerror} ({len(data)} bytes to write, {free} free)"
-            raise OSError(error.errno, problem, str(self.path)) from error
+            raise NotSavedError(error.errno, problem, str(self.path)) from error
 
     def close(self) -> None:
         """Publish the store under ``path``.
@@ -225,7 +231,7 @@ class TokenStoreWriter:
         if self._finished:
             return
         if self._open_tokens or self._continues:
-            raise ValueError(f"{self.path}: the last document is open; call end_document().")
+            raise InvalidValueError(f"{self.path}: the last document is open; call end_document().")
         self._flush()
         documents = megatron_index.finish_index(
             self._idx, self.dtype, self._sequences, self._continuations

@@ -22,6 +22,7 @@ from lightning_llm.data.tokenizer import (
     tokenizer_fingerprint,
     vocabulary_size,
 )
+from lightning_llm.errors import InvalidValueError, MissingFileError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -64,7 +65,7 @@ class StoredTokens:
         """
         of_tokenizer = None if self.tokenizer is None else vocabulary_size(self.tokenizer)
         if self.vocab_size is not None and self.vocab_size < (of_tokenizer or 0):
-            raise ValueError(
+            raise InvalidValueError(
                 f"vocab_size={self.vocab_size}, but the tokenizer has {of_tokenizer} ids. Leave "
                 "vocab_size out, or give at least as many."
             )
@@ -75,7 +76,7 @@ class StoredTokens:
         indexed = [path for path in every if not is_bare(path)]
         sizes = [size for path in indexed if (size := TokenStore(path).vocab_size)]
         if not sizes:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{every[0]}: nothing says how many ids the vocabulary has. Give "
                 "vocab_size (50257 for GPT-2's), or the tokenizer that made the ids."
             )
@@ -85,7 +86,7 @@ class StoredTokens:
         """Open a store, without reading it."""
         if not is_bare(path):
             if self.dtype is not None:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{path}: dtype={self.dtype!r} is for files of bare ids; this store has an "
                     "index that says it. Leave dtype out."
                 )
@@ -112,12 +113,14 @@ class StoredTokens:
 
     def _check(self, store: TokenStore) -> None:
         if store.num_tokens < 2:
-            raise ValueError(f"{store.path}: {store.num_tokens} tokens; there is nothing to learn.")
+            raise InvalidValueError(
+                f"{store.path}: {store.num_tokens} tokens; there is nothing to learn."
+            )
         made_by = store.tokenizer_fingerprint
         if made_by is not None and self.tokenizer is not None:
             given = tokenizer_fingerprint(self.tokenizer)
             if given != made_by:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{store.path}: its ids were made by another tokenizer (fingerprint "
                     f"{made_by[:12]}) than the one given ({given[:12]}). Give the one that made "
                     "them."
@@ -147,12 +150,12 @@ def expand_stores(given: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
         matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
         stores = [match for match in matches if match.suffix == ".bin" or match.is_dir()]
         if not stores:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{text}: no .bin file or folder matches (working directory: {os.getcwd()})."
             )
         found += stores
     if not found:
-        raise ValueError("an empty list of stores: give at least one path.")
+        raise InvalidValueError("an empty list of stores: give at least one path.")
     return tuple(found)
 
 

@@ -17,6 +17,7 @@ from lightning_llm.data.argument_problems import (
 from lightning_llm.data.corpus import Corpus, DatasetCorpus, FileCorpus
 from lightning_llm.data.sources import DecodeErrors, expand_files
 from lightning_llm.data.tokenizer import TokenizerSpec
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 
 _AT_LEAST = {
     "seq_len": 1,
@@ -41,7 +42,7 @@ def check(arguments: Mapping[str, Any]) -> None:
             problems.append(f"{name}={arguments[name]} must be between 0 and 1")
     problems += size_problems(arguments, _AT_LEAST)
     if problems:
-        raise ValueError("TextDataModule: " + "; ".join(problems))
+        raise InvalidValueError("TextDataModule: " + "; ".join(problems))
 
 
 def _source_problems(given: SimpleNamespace) -> list[str]:
@@ -71,7 +72,7 @@ def tokenizer_spec(tokenizer: Any) -> TokenizerSpec:
         return TokenizerSpec(**tokenizer)
     if isinstance(tokenizer, (str, Path)):
         return TokenizerSpec(pretrained=str(tokenizer))
-    raise TypeError(
+    raise InvalidTypeError(
         f"tokenizer={tokenizer!r}: expected a TokenizerSpec, a mapping of its fields, or the path "
         "or name of a pretrained tokenizer."
     )

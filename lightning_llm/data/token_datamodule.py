@@ -23,6 +23,7 @@ from lightning_llm.data.several_stores import SeveralRows, SeveralStores
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.stored_tokens import StoredTokens, expand_stores
 from lightning_llm.data.tokenizer import TokenizerSpec
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -146,7 +147,7 @@ class TokenDataModule(PreparedDataModule):
     def _pack_one(self, store: TokenStore) -> ConcatWindows | PackedDocuments:
         apart = self.mask_documents or self.packing != "concat"
         if apart and isinstance(store, RawTokenStore) and store.eos_id is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{store.path}: packing={self.packing!r} with mask_documents={self.mask_documents} "
                 "keeps documents apart, and nothing says where they end. Give eos_id, the id that "
                 "ends a document (50256 for GPT-2's), or the tokenizer."
@@ -163,4 +164,4 @@ class TokenDataModule(PreparedDataModule):
 def _check(arguments: Mapping[str, Any]) -> None:
     problems = packing_problems(arguments) + size_problems(arguments, _AT_LEAST)
     if problems:
-        raise ValueError("TokenDataModule: " + "; ".join(problems))
+        raise InvalidValueError("TokenDataModule: " + "; ".join(problems))

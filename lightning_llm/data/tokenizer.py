@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lightning_llm.data.tokenizer_encoding import encode_texts, token_byte_lengths
 from lightning_llm.data.tokenizer_training import EOS_TOKEN, UNK_TOKEN, train_tokenizer
+from lightning_llm.errors import InvalidTypeError, InvalidValueError, MissingFileError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -80,13 +81,13 @@ class TokenizerSpec:
 
     def __post_init__(self) -> None:
         if isinstance(self.special_tokens, str):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"special_tokens={self.special_tokens!r} must be a list of strings, not a string."
             )
         object.__setattr__(self, "special_tokens", tuple(self.special_tokens))
         problems = self._problems()
         if problems:
-            raise ValueError("TokenizerSpec: " + "; ".join(problems))
+            raise InvalidValueError("TokenizerSpec: " + "; ".join(problems))
 
     @property
     def max_vocab_size(self) -> int:
@@ -168,7 +169,7 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerFast:
     name = os.path.expanduser(os.fspath(path_or_name))
     tokenizer = _load(name)
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
+        raise InvalidValueError(
             f"tokenizer {name!r}: {type(tokenizer).__name__} has no tokenizer.json. Only fast "
             "tokenizers (those of the `tokenizers` library) are used; convert it first."
         )
@@ -176,7 +177,7 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerFast:
         known = tokenizer.get_vocab()
         eos = next((token for token in _KNOWN_EOS if token in known), None)
         if eos is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"tokenizer {name!r} has no end-of-text token. Set eos_token in its "
                 "tokenizer_config.json."
             )
@@ -197,9 +198,9 @@ def _load(name: str) -> Any:
 
     local = os.path.exists(name)
     if not local and (name.startswith((".", os.sep)) or name.count("/") > 1 or not name):
-        raise FileNotFoundError(f"tokenizer {name!r}: no such file or directory.")
+        raise MissingFileError(f"tokenizer {name!r}: no such file or directory.")
     if os.path.isdir(name) and not any(_OF_A_TOKENIZER.search(file) for file in os.listdir(name)):
-        raise FileNotFoundError(f"tokenizer {name!r}: the folder holds no tokenizer.json.")
+        raise MissingFileError(f"tokenizer {name!r}: the folder holds no tokenizer.json.")
     try:
         if os.path.isfile(name) and os.path.basename(name) != "tokenizer.json":
             return PreTrainedTokenizerFast(tokenizer_file=name)
@@ -208,7 +209,7 @@ def _load(name: str) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # `tokenizers` raises bare Exception on a damaged file
         where = "" if local else " (it is no local path, so it was looked up on the hub)"
-        raise ValueError(f"tokenizer {name!r} cannot be loaded{where}: {error}") from error
+        raise InvalidValueError(f"tokenizer {name!r} cannot be loaded{where}: {error}") from error
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:

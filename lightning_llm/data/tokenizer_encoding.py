@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
+
 if TYPE_CHECKING:
     import numpy.typing as npt
     from tokenizers import Tokenizer
@@ -151,7 +153,7 @@ def _encode_in_parts(
         return np.array(encoding.ids, np.int32)
     if any(stop - start < 2 for start, stop in spans):
         start, stop = next(s for s in spans if s[1] - s[0] < 2)
-        raise ValueError(
+        raise InvalidValueError(
             f"the text {text[start:stop]!r} can only be written with the id of a special token."
         )
     cuts = [0, *(start + 1 for start, _ in spans), len(text)]
@@ -162,11 +164,11 @@ def _encode_in_parts(
 def _checked(texts: Sequence[str]) -> Iterator[str]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"texts[{index}]: expected a string, got {type(text).__name__}.")
+            raise InvalidTypeError(f"texts[{index}]: expected a string, got {type(text).__name__}.")
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(
+            raise InvalidValueError(
                 f"texts[{index}]: character {error.start} is a lone surrogate, which is not text."
             ) from None
         yield text

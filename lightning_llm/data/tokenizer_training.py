@@ -11,6 +11,7 @@ import numpy as np
 
 from lightning_llm.data.readers_base import cut_text
 from lightning_llm.data.tokenizer_encoding import BYTE_OF_CHARACTER
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,7 +69,7 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> PreTrainedToke
     from transformers import PreTrainedTokenizerFast
 
     if spec.pretrained is not None:
-        raise ValueError(
+        raise InvalidValueError(
             f"TokenizerSpec(pretrained={spec.pretrained!r}) is to be loaded, not trained: use "
             "load_tokenizer."
         )
@@ -128,7 +129,7 @@ def _normalizer(spec: TokenizerSpec) -> Any:
 def _sample(spec: TokenizerSpec, texts: Iterable[str]) -> list[str]:
     sample = sample_evenly(texts, spec.max_training_bytes)
     if not sample:
-        raise ValueError("no text to train the tokenizer on: every document is empty.")
+        raise InvalidValueError("no text to train the tokenizer on: every document is empty.")
     return sample
 
 
@@ -249,7 +250,7 @@ def _build_char(spec: TokenizerSpec, specials: list[str], texts: Iterable[str]) 
         seen, times = np.unique(points, return_counts=True)
         counts[seen] += times
     if not counts.any():
-        raise ValueError("no text to train the tokenizer on: every document is empty.")
+        raise InvalidValueError("no text to train the tokenizer on: every document is empty.")
     room = spec.max_vocab_size - len(specials)
     frequent = np.argsort(-counts, kind="stable")[: min(room, np.count_nonzero(counts))]
     tokens = [*specials, *map(chr, np.sort(frequent))]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_llm.data.examples import Example, PlainTask, completion
 from lightning_llm.data.rows import Row, field_of
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,7 +52,7 @@ class TranslationTask(PlainTask):
             if self.empty == "skip":
                 return None
             side = self.target_field if source.strip() else self.source_field
-            raise ValueError(
+            raise InvalidValueError(
                 f'{row[1]}: {side} is empty. Use empty="skip" to leave such pairs out.'
             )
         return completion(self._prompt(source), target, target, tokenizer)
@@ -66,6 +67,6 @@ class TranslationTask(PlainTask):
             name = getattr(self, argument)
             text = field_of(fields, name, where, argument)
             if not isinstance(text, str):
-                raise ValueError(f"{where}: {name!r}: expected a string, got {text!r:.60}.")
+                raise InvalidValueError(f"{where}: {name!r}: expected a string, got {text!r:.60}.")
             sides.append(text)
         return sides[0], sides[1]

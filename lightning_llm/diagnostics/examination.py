@@ -30,6 +30,7 @@ from lightning_llm.diagnostics.phases import PHASES, PhaseTimer
 from lightning_llm.diagnostics.quiet import quiet
 from lightning_llm.diagnostics.report import Report
 from lightning_llm.diagnostics.setup import Setup, read_setup
+from lightning_llm.errors import InvalidValueError
 
 _COUNTED_STEPS = 3
 _PLACES = 5
@@ -64,9 +65,11 @@ def examine(
         ValueError: ``steps`` or ``warmup`` is too small, or the data ends within the warm-up.
     """
     if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")
+        raise InvalidValueError(f"steps={steps} must be at least 1")
     if warmup < 2:
-        raise ValueError(f"warmup={warmup} must be at least 2: compilation takes up to two steps")
+        raise InvalidValueError(
+            f"warmup={warmup} must be at least 2: compilation takes up to two steps"
+        )
     examination = Examination(clock_of(trainer.strategy.root_device), steps, warmup)
     with quiet(trainer, examination, examination.timer):
         try:
@@ -192,7 +195,7 @@ class Examination(L.Callback):
             ValueError: The run ended before all steps were made.
         """
         if self._step < self._last or self.seen_setup is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the run ended after {self._step} of {self._last} optimizer steps; give the data "
                 f"more rows, or lower trainer.accumulate_grad_batches"
             )

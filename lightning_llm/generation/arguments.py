@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
+
 
 @dataclass(frozen=True)
 class Options:
@@ -34,7 +36,7 @@ class Options:
     def __post_init__(self) -> None:
         problems = list(self._problems())
         if problems:
-            raise ValueError("generate: " + "; ".join(problems))
+            raise InvalidValueError("generate: " + "; ".join(problems))
 
     @property
     def stops(self) -> list[str]:
@@ -74,16 +76,16 @@ def length_limits(
     """
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise ValueError(f"prompts[{number}] has no token; give it at least one")
+            raise InvalidValueError(f"prompts[{number}] has no token; give it at least one")
         if len(prompt) >= max_seq_len:
-            raise ValueError(
+            raise InvalidValueError(
                 f"prompts[{number}] has {len(prompt)} tokens and the model's max_seq_len is "
                 f"{max_seq_len}, so there is no room for a continuation; shorten the prompt, for "
                 f"example to its last {max_seq_len // 2} tokens"
             )
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             foreign = min(prompt) if min(prompt) < 0 else max(prompt)
-            raise ValueError(
+            raise InvalidValueError(
                 f"prompts[{number}] has token id {foreign} and the model's vocab_size is "
                 f"{vocab_size}; use the tokenizer the model was trained with"
             )
@@ -115,14 +117,16 @@ def check_prompts(prompts: Any, tokenizer: Any, stop: list[str]) -> None:
         TypeError: Says what came instead.
     """
     if isinstance(prompts, str):
-        raise TypeError("prompts is one string; pass a list of strings, [prompt]")
+        raise InvalidTypeError("prompts is one string; pass a list of strings, [prompt]")
     if isinstance(prompts, Tensor):
         if prompts.dim() != 2 or prompts.dtype != torch.int64:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"prompts is a tensor of shape {tuple(prompts.shape)} and {prompts.dtype}; token "
                 "ids are (B, T) int64"
             )
     elif tokenizer is None:
-        raise TypeError("prompts are strings and tokenizer is None; pass one, or token ids")
+        raise InvalidTypeError("prompts are strings and tokenizer is None; pass one, or token ids")
     if stop and tokenizer is None:
-        raise TypeError(f"stop={stop} needs a tokenizer to know the text of token ids; pass one")
+        raise InvalidTypeError(
+            f"stop={stop} needs a tokenizer to know the text of token ids; pass one"
+        )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import InvalidValueError
+
 # A character is at most four bytes of UTF-8, so at most four tokens; a few more, because what a
 # decoder does at the edge of its input differs from what it does inside.
 _TOKENS_PER_CHARACTER = 4
@@ -36,7 +38,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
             ids.pop()
         if not ids:
             if start is None:
-                raise ValueError(
+                raise InvalidValueError(
                     f"prompts[{number}] is empty and the tokenizer has no bos_token or eos_token "
                     "to start from; give it at least one character"
                 )

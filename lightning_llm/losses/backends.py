@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_llm.errors import InvalidValueError, MissingPackageError
+
 BackendName = Literal["auto", "chunked", "torch", "liger", "cce"]
 
 
@@ -201,11 +203,11 @@ def require(name: str, request: Request) -> None:
         ModuleNotFoundError: the backend is not installed.
     """
     if reason := refusal(name, request):
-        raise ValueError(
+        raise InvalidValueError(
             f"backend={name!r} {reason}; change it, or use backend='chunked' or 'auto'"
         )
     if reason := absence(name):
-        raise ModuleNotFoundError(f"backend={name!r}: {reason}, or use backend='chunked'")
+        raise MissingPackageError(f"backend={name!r}: {reason}, or use backend='chunked'")
 
 
 def run_backend(

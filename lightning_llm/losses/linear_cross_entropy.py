@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.losses.backends import BackendName, Request, require, run_backend
 from lightning_llm.losses.choice import choose
 from lightning_llm.losses.operators import rows_op, sum_op
@@ -81,7 +82,7 @@ def linear_cross_entropy(
         tensor(0.)
     """
     if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction={reduction!r} must be one of {get_args(Reduction)}")
+        raise InvalidValueError(f"reduction={reduction!r} must be one of {get_args(Reduction)}")
     _check(hidden, weight, labels, bias, label_smoothing, z_loss, logit_softcap, chunk_size)
     extras = _extras(bias, label_smoothing, z_loss, logit_softcap, chunk_size)
     request = Request(hidden.device.type, _compute_dtype(hidden), reduction, ignore_index, extras)
@@ -127,7 +128,7 @@ def linear_cross_entropy_with_nll(
     differ = bool(label_smoothing or z_loss)
     if differ and backend not in ("auto", "chunked"):
         option = f"label_smoothing={label_smoothing}" if label_smoothing else f"z_loss={z_loss}"
-        raise ValueError(
+        raise InvalidValueError(
             f"backend={backend!r} does not give the likelihood beside a loss with {option}; "
             "leave it out, or use backend='chunked' or 'auto'"
         )
@@ -171,10 +172,10 @@ def _resolve(
 ) -> str:
     """The backend of a call, checked where it was asked for by name."""
     if backend not in get_args(BackendName):
-        raise ValueError(f"backend={backend!r} must be one of {get_args(BackendName)}")
+        raise InvalidValueError(f"backend={backend!r} must be one of {get_args(BackendName)}")
     if is_split(weight):
         if backend not in ("auto", "chunked"):
-            raise ValueError(
+            raise InvalidValueError(
                 f"backend={backend!r} takes no head whose rows are spread over ranks "
                 "(tensor_parallel_size > 1); use backend='auto'"
             )
@@ -234,39 +235,43 @@ def _check(
 ) -> None:
     """Everything that can be known without reading a tensor's values."""
     if hidden.ndim != 2:
-        raise ValueError(
+        raise InvalidValueError(
             f"hidden must be (N, D), got {tuple(hidden.shape)}; "
             "flatten batch and sequence with hidden.flatten(0, -2)"
         )
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"weight must be (V, D) with D={hidden.shape[1]} as in hidden, "
             f"got {tuple(weight.shape)}"
         )
     if labels.ndim != 1 or labels.shape[0] != hidden.shape[0]:
-        raise ValueError(
+        raise InvalidValueError(
             f"labels must be (N,) with N={hidden.shape[0]} as in hidden, got {tuple(labels.shape)}"
         )
     if bias is not None and (bias.ndim != 1 or bias.shape[0] != weight.shape[0]):
-        raise ValueError(
+        raise InvalidValueError(
             f"bias must be (V,) with V={weight.shape[0]} as in weight, got {tuple(bias.shape)}"
         )
     if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, got {labels.dtype}; convert with labels.long()")
+        raise InvalidTypeError(
+            f"labels must be int64, got {labels.dtype}; convert with labels.long()"
+        )
     if not hidden.is_floating_point() or not weight.is_floating_point():
-        raise TypeError(
+        raise InvalidTypeError(
             f"hidden and weight must be floating point, got {hidden.dtype} and {weight.dtype}"
         )
     if hidden.dtype != weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
-        raise TypeError(
+        raise InvalidTypeError(
             f"hidden is {hidden.dtype} but weight is {weight.dtype}: convert one, "
             "or call under torch.autocast"
         )
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing={label_smoothing} must be between 0 and 1")
+        raise InvalidValueError(f"label_smoothing={label_smoothing} must be between 0 and 1")
     if not z_loss >= 0.0:
-        raise ValueError(f"z_loss={z_loss} must not be negative")
+        raise InvalidValueError(f"z_loss={z_loss} must not be negative")
     if logit_softcap is not None and not logit_softcap > 0.0:
-        raise ValueError(f"logit_softcap={logit_softcap} must be positive; None turns it off")
+        raise InvalidValueError(
+            f"logit_softcap={logit_softcap} must be positive; None turns it off"
+        )
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1; None chooses one")
+        raise InvalidValueError(f"chunk_size={chunk_size} must be at least 1; None chooses one")

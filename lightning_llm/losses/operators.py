@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import UnsupportedError
 from lightning_llm.losses.chunks import Gradients, Wanted, chunked_cross_entropy, softmax_dtype
 from lightning_llm.losses.softmax_rows import LossTerms
 
@@ -144,7 +145,7 @@ def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 
 def _sum_backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
-        raise RuntimeError(NO_SECOND_DERIVATIVE)
+        raise UnsupportedError(NO_SECOND_DERIVATIVE)
     wants_hidden, wants_weight, _, wants_bias, *_ = ctx.needs_input_grad
     nothing = (None,) * 9
     if grad_loss is None:
@@ -177,7 +178,7 @@ def _rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _rows_backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
     """The weight gradient sums over rows, so it cannot be prepared before their factors exist."""
     if torch.is_grad_enabled():
-        raise RuntimeError(NO_SECOND_DERIVATIVE)
+        raise UnsupportedError(NO_SECOND_DERIVATIVE)
     hidden, weight, labels, bias = ctx.saved_tensors
     wants_hidden, wants_weight, _, wants_bias, *_ = ctx.needs_input_grad
     wants = (wants_hidden, wants_weight, wants_bias)

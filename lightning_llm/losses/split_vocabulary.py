@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_llm.errors import InvalidValueError, UnsupportedError
 from lightning_llm.losses.chunks import WeightGradient, auto_chunk_size, softmax_dtype
 from lightning_llm.losses.operators import NO_SECOND_DERIVATIVE
 from lightning_llm.losses.softmax_rows import LossTerms
@@ -92,7 +93,7 @@ def split_rows(
         ValueError: A gradient would be wanted.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        raise ValueError(
+        raise InvalidValueError(
             "reduction='none' has no gradient where the rows of the head are spread over ranks "
             "(tensor_parallel_size > 1); use reduction='sum', or torch.no_grad()"
         )
@@ -129,7 +130,7 @@ class _SplitSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(NO_SECOND_DERIVATIVE)
+            raise UnsupportedError(NO_SECOND_DERIVATIVE)
         scaled = [None if g is None else g * outer[0].to(g.dtype) for g in ctx.saved_tensors]
         return (*scaled, *([None] * 6))
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError, UnsupportedError
+
 References = Sequence[str] | Sequence[Sequence[str]]
 
 _NO_REFERENCES_YET = 2**31
@@ -96,7 +98,9 @@ class CorpusScore(Metric):
         if number is None:
             number = self._count_references()
         if number == 0:
-            raise RuntimeError("the signature tells the number of references; call update first")
+            raise UnsupportedError(
+                "the signature tells the number of references; call update first"
+            )
         self._scorer.num_refs = number
         return str(self._scorer.get_signature())
 
@@ -123,17 +127,17 @@ def _checked(predictions: Sequence[str], references: References) -> list[list[st
     """References as one list per segment."""
     for name, texts in (("predictions", predictions), ("references", references)):
         if isinstance(texts, str) or not isinstance(texts, Sequence):
-            raise TypeError(f"{name} must be a list, not {type(texts).__name__}")
+            raise InvalidTypeError(f"{name} must be a list, not {type(texts).__name__}")
     if len(predictions) != len(references):
-        raise ValueError(
+        raise InvalidValueError(
             f"got {len(predictions)} predictions and {len(references)} entries of references; "
             "there must be one entry, a text or a list of texts, per prediction"
         )
     per_segment = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
     for index, (prediction, texts) in enumerate(zip(predictions, per_segment)):
         if not texts:
-            raise ValueError(f"segment {index} has no reference; give it at least one text")
+            raise InvalidValueError(f"segment {index} has no reference; give it at least one text")
         for text in (prediction, *texts):
             if not isinstance(text, str):
-                raise TypeError(f"segment {index} holds {text!r}, which is not a string")
+                raise InvalidTypeError(f"segment {index} holds {text!r}, which is not a string")
     return per_segment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_llm.errors import InvalidValueError, MissingPackageError
 from lightning_llm.metrics._corpus import CorpusScore
 
 
@@ -60,12 +61,16 @@ class CorpusBLEU(CorpusScore):
         known = {"tokenize": BLEU.TOKENIZERS, "smooth_method": BLEU.SMOOTH_DEFAULTS}
         for name, choices in known.items():
             if self._options[name] not in choices:
-                raise ValueError(f"{name}={self._options[name]!r} is not one of {[*choices]}")
+                raise InvalidValueError(
+                    f"{name}={self._options[name]!r} is not one of {[*choices]}"
+                )
         if self._options["max_ngram_order"] < 1:
-            raise ValueError(f"max_ngram_order={self._options['max_ngram_order']} must be >= 1")
+            raise InvalidValueError(
+                f"max_ngram_order={self._options['max_ngram_order']} must be >= 1"
+            )
         try:
             return BLEU(force=True, **self._options)  # no advice on text that looks tokenized
         except RuntimeError as error:  # of a tokenizer that has a package of its own
-            raise ModuleNotFoundError(
+            raise MissingPackageError(
                 f"tokenize={self._options['tokenize']!r}: {' '.join(str(error).split())}"
             ) from error

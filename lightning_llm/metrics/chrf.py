@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.metrics._corpus import CorpusScore
 
 
@@ -34,7 +35,7 @@ class CorpusCHRF(CorpusScore):
         **kwargs: Any,
     ) -> None:
         if char_order < 1 or word_order < 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"char_order={char_order} must be at least 1, word_order={word_order} at least 0"
             )
         self._options: dict[str, Any] = {

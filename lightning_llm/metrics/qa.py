@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.metrics._sums import RatioOfSums
 
 AnswerTokens = Literal["space", "zh"]
@@ -53,7 +54,9 @@ class _BestOfReferences(RatioOfSums):
     ) -> None:
         super().__init__(**kwargs)
         if tokenize not in get_args(AnswerTokens):
-            raise ValueError(f"tokenize={tokenize!r} is not one of {[*get_args(AnswerTokens)]}")
+            raise InvalidValueError(
+                f"tokenize={tokenize!r} is not one of {[*get_args(AnswerTokens)]}"
+            )
         self.tokenize, self._score = tokenize, score
 
     def update(
@@ -69,7 +72,7 @@ class _BestOfReferences(RatioOfSums):
             ValueError: The numbers differ, or a question has no reference.
         """
         if len(predictions) != len(references):
-            raise ValueError(
+            raise InvalidValueError(
                 f"got {len(predictions)} predictions and {len(references)} entries of references; "
                 "there must be one entry, a text or a list of texts, per prediction"
             )
@@ -77,7 +80,9 @@ class _BestOfReferences(RatioOfSums):
         for index, (prediction, texts) in enumerate(zip(predictions, references)):
             choices = [texts] if isinstance(texts, str) else list(texts)
             if not choices:
-                raise ValueError(f"question {index} has no reference; give it at least one text")
+                raise InvalidValueError(
+                    f"question {index} has no reference; give it at least one text"
+                )
             words = answer_words(prediction, self.tokenize)
             total += max(self._score(words, answer_words(t, self.tokenize)) for t in choices)
         self._accumulate(total, len(predictions))

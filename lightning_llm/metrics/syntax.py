@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
+from lightning_llm.errors import InvalidTypeError
 from lightning_llm.metrics._sums import RatioOfSums
 
 MAX_CHARACTERS = 100_000
@@ -135,7 +136,7 @@ class SyntaxValidity(RatioOfSums):
             TypeError: ``texts`` is a single string.
         """
         if isinstance(texts, str):
-            raise TypeError("texts must be a list of strings, not a string")
+            raise InvalidTypeError("texts must be a list of strings, not a string")
         self._accumulate(sum(map(is_valid_python, texts)), len(texts))
 
     def compute(self) -> Tensor:

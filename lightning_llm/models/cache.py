@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.models.config import TransformerConfig
 
 
@@ -80,7 +81,7 @@ class KVCache:
     ) -> None:
         capacity = config.max_seq_len if max_seq_len is None else max_seq_len
         if not 0 < capacity <= config.max_seq_len:
-            raise ValueError(
+            raise InvalidValueError(
                 f"max_seq_len={capacity} of the cache must be between 1 and the model's "
                 f"max_seq_len={config.max_seq_len}"
             )

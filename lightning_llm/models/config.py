@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.models.presets import PRESETS
 from lightning_llm.models.validation import find_problems
 
@@ -141,7 +142,7 @@ class TransformerConfig:
         problems = find_problems(self)
         if problems:
             listing = "\n".join(f"  - {problem}" for problem in problems)
-            raise ValueError(f"TransformerConfig has {len(problems)} problem(s):\n{listing}")
+            raise InvalidValueError(f"TransformerConfig has {len(problems)} problem(s):\n{listing}")
         resolved = {
             "n_kv_heads": self.n_heads,
             "head_dim": self.dim // self.n_heads,
@@ -206,7 +207,7 @@ class TransformerConfig:
             ValueError: The preset or a field does not exist, or the result is invalid.
         """
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}{_suggest(name, cls.presets())}")
+            raise InvalidValueError(f"unknown preset {name!r}{_suggest(name, cls.presets())}")
         check_field_names(overrides)
         return cls(**{**PRESETS[name], **overrides})
 
@@ -221,7 +222,7 @@ def check_field_names(names: Iterable[str]) -> None:
     unknown = [name for name in names if name not in fields]
     if unknown:
         listing = "; ".join(f"{name!r}{_suggest(name, fields)}" for name in unknown)
-        raise ValueError(f"TransformerConfig has no field {listing}")
+        raise InvalidValueError(f"TransformerConfig has no field {listing}")
 
 
 def _follows(pattern: int | str | None, layer: int, *, letter: str) -> bool:

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lightning_llm.errors import InvalidValueError
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -47,7 +49,7 @@ class ContextShard:
         """
         length, parts = whole.shape[1], 2 * self.size
         if length % parts:
-            raise ValueError(
+            raise InvalidValueError(
                 f"context_parallel_size={self.size} splits sequences into {parts} chunks, but a "
                 f"batch has {length} tokens in a row; make seq_len a multiple of {parts}, or pad "
                 f"rows to one"

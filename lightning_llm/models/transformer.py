@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.models.block import Block
 from lightning_llm.models.cache import KVCache
 from lightning_llm.models.config import TransformerConfig
@@ -202,13 +203,13 @@ class Transformer(nn.Module):
         if cache is not None:
             limit, held, whose = cache.max_seq_len, cache.length, "the cache's"
             if batch != cache.batch_size:
-                raise ValueError(
+                raise InvalidValueError(
                     f"input_ids has {batch} sequences, the cache {cache.batch_size}; create it "
                     f"with batch_size={batch}"
                 )
         if held + length > limit:
             tokens = f"{held} cached and {length} new tokens" if held else f"{length} tokens"
-            raise ValueError(
+            raise InvalidValueError(
                 f"{tokens} exceed {whose} max_seq_len={limit}; use shorter sequences or a larger "
                 "max_seq_len"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.optim.adamw import can_fuse
 from lightning_llm.optim.matrix_parts import join_parts, local_shard, split_parts, whole
 from lightning_llm.optim.orthogonalize import (
@@ -108,7 +109,7 @@ class Muon(torch.optim.Optimizer):
         for parameter in group["params"]:
             if parameter.ndim not in (2, 3):
                 self.param_groups.pop()
-                raise ValueError(
+                raise InvalidValueError(
                     f"Muon updates matrices (R, C) and stacks of them (K, R, C), got a parameter "
                     f"of shape {tuple(parameter.shape)}; put it into a group with use_muon=False"
                 )
@@ -221,14 +222,14 @@ def _gradient(parameter: Tensor) -> Tensor:
     gradient = parameter.grad
     assert gradient is not None
     if gradient.is_sparse:
-        raise ValueError("Muon takes dense gradients; build the embedding with sparse=False")
+        raise InvalidValueError("Muon takes dense gradients; build the embedding with sparse=False")
     return gradient
 
 
 def _with_update_rule(group: Any) -> dict[str, Any]:
     """A copy of a group that says ``use_muon``."""
     if not isinstance(group, dict) or not ("use_muon" in group or "kind" in group):
-        raise ValueError(
+        raise InvalidValueError(
             "Muon must know which parameters are hidden matrices: pass "
             "parameter_groups(module), or groups with use_muon=True or False"
         )
@@ -266,4 +267,4 @@ def _check_options(
     if steps < 1:
         problems.append(f"steps={steps} must be at least 1")
     if problems:
-        raise ValueError("Muon: " + "; ".join(problems))
+        raise InvalidValueError("Muon: " + "; ".join(problems))

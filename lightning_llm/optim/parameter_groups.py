@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_llm.errors import InvalidValueError
+
 # Own classes are known by the end of their name (LlamaRMSNorm, VocabParallelEmbedding).
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -49,7 +51,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
             key = (_KINDS.index(kinds[id(parameter)]), heads.get(id(parameter), ()))
             groups.setdefault(key, []).append(parameter)
     if not groups:
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(module).__name__} has no parameter with requires_grad=True: nothing to optimize"
         )
     return [

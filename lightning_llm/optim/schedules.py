@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_llm.errors import InvalidValueError
+
 DecayShape = Literal["linear", "sqrt", "cosine"]
 
 
@@ -36,14 +38,14 @@ class _WarmupSchedule(LRScheduler):
     ) -> None:
         name = type(self).__name__
         if not 0 <= warmup_steps < math.inf or (warmup_steps >= 1 and warmup_steps % 1):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name}: warmup_steps={warmup_steps} must be a whole number of steps, "
                 "or a fraction of the run in [0, 1)"
             )
         if max_steps is not None:
             _check_steps(name, "max_steps", max_steps)
             if warmup_steps >= max_steps:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name}: warmup_steps={warmup_steps} must be below max_steps={max_steps}"
                 )
         self.warmup_steps = warmup_steps
@@ -67,7 +69,7 @@ class _WarmupSchedule(LRScheduler):
         name = type(self).__name__
         _check_steps(name, "n", n)
         if self.max_steps is not None and n != self.max_steps:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name}: set_total_steps({n}) contradicts max_steps={self.max_steps}; "
                 "leave max_steps out to follow the run"
             )
@@ -213,7 +215,7 @@ class WarmupStableDecay(_WarmupSchedule):
         _check_ratio(name, "decay_fraction", decay_fraction)
         _check_ratio(name, "min_lr_ratio", min_lr_ratio)
         if decay_shape not in get_args(DecayShape):
-            raise ValueError(
+            raise InvalidValueError(
                 f"{name}: decay_shape={decay_shape!r} must be one of {get_args(DecayShape)}"
             )
         self.decay_fraction = decay_fraction
@@ -244,12 +246,14 @@ def _decay(progress: float, shape: DecayShape, last: float) -> float:
 
 def _check_steps(name: str, argument: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: {argument}={value!r} must be a positive whole number of steps")
+        raise InvalidValueError(
+            f"{name}: {argument}={value!r} must be a positive whole number of steps"
+        )
 
 
 def _check_ratio(name: str, argument: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}: {argument}={value} must be between 0 and 1")
+        raise InvalidValueError(f"{name}: {argument}={value} must be between 0 and 1")
 
 
 def _number(rate: float | Tensor) -> float:

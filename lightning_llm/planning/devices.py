@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_llm.callbacks.peak_flops import peak_flops
+from lightning_llm.errors import InvalidValueError
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ def find_device(name: str) -> Device:
     if key == "cpu":
         return _CPU
     if key not in _SHEETS:
-        raise ValueError(f"device={name!r} is not known; choose one of {', '.join(device_names())}")
+        raise InvalidValueError(
+            f"device={name!r} is not known; choose one of {', '.join(device_names())}"
+        )
     label, fp8, memory, bandwidth, link, network = _SHEETS[key]
     bf16, fp32 = peak_flops(label), peak_flops(label, "fp32")
     assert bf16 is not None

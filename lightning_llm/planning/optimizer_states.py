@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_llm.errors import InvalidValueError
+
 
 def optimizer_of(module: Any) -> Any:
     """The optimizer that a module configures.
@@ -21,7 +23,7 @@ def optimizer_of(module: Any) -> Any:
     if isinstance(configured, list | tuple) and len(configured) == 1:
         configured = configured[0]
     if not isinstance(configured, torch.optim.Optimizer):
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(module).__name__}.configure_optimizers() gave {type(configured).__name__}; a "
             f"plan needs exactly one optimizer"
         )

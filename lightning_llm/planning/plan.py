@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.planning.collectives import Collective, bytes_by_operation
 from lightning_llm.planning.communication import plan_communication
 from lightning_llm.planning.devices import Device
@@ -132,12 +133,12 @@ def make_plan(run: Run, device: Device) -> Plan:
     """
     config = getattr(getattr(run.module, "model", None), "config", None)
     if config is None or not hasattr(run.module, "flops_per_token"):
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(run.module).__name__} cannot be planned: its activations and operations are "
             f"not known; a plan needs lightning_llm.CausalLM or a subclass"
         )
     if run.seq_len > config.max_seq_len:
-        raise ValueError(
+        raise InvalidValueError(
             f"seq_len={run.seq_len} is longer than the model's max_seq_len={config.max_seq_len}; "
             f"lower seq_len or raise config.max_seq_len"
         )
@@ -169,7 +170,7 @@ def _check_sequences(run: Run) -> None:
     sizes += [f"context_parallel_size={context}"] if context > 1 else []
     verb = "splits" if len(sizes) == 1 else "split"
     of = "it" if multiple == tensor else str(multiple)
-    raise ValueError(
+    raise InvalidValueError(
         f"{' and '.join(sizes)} {verb} sequences, and seq_len={run.seq_len} is no multiple of "
         f"{of}; use seq_len={usable}"
     )

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from lightning_llm.errors import UnsupportedError
+
 
 @contextmanager
 def pretended_ranks(replicas: int, shards: int, tensor: int) -> Iterator[DeviceMesh]:
@@ -20,7 +22,7 @@ def pretended_ranks(replicas: int, shards: int, tensor: int) -> Iterator[DeviceM
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if dist.is_initialized():
-        raise RuntimeError(
+        raise UnsupportedError(
             "a plan needs a process group of its own, and one is running: plan in a process that "
             "does not train"
         )

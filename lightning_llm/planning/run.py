@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.plugins.precision.bf16 import BF16MixedPrecision
 from lightning_llm.plugins.precision.float8 import Float8Precision
 from lightning_llm.plugins.precision.master_weights import MasterWeightsPrecision
@@ -72,12 +73,12 @@ class Parallelism:
             return cls("ddp", replicas=world_size, bucket_views=views, **options)
         if isinstance(strategy, SingleDeviceStrategy):
             if world_size != 1:
-                raise ValueError(
+                raise InvalidValueError(
                     f"world_size={world_size} with {type(strategy).__name__}, which uses one "
                     f"device; add --config recipes/hardware/fsdp2.yaml or ddp.yaml"
                 )
             return cls("single", **options)
-        raise ValueError(
+        raise InvalidValueError(
             f"strategy={type(strategy).__name__} cannot be planned; use SingleDeviceStrategy, "
             f"DDPStrategy or FSDP2Strategy of lightning_llm.strategies"
         )
@@ -89,7 +90,7 @@ class Parallelism:
         others = copies * context * tensor
         readers = max(1, world_size // others) if given == "auto" else int(given)
         if readers * others != world_size:
-            raise ValueError(
+            raise InvalidValueError(
                 f"data_parallel_size={given}, replicate_size={copies}, "
                 f"context_parallel_size={context} and tensor_parallel_size={tensor} must multiply "
                 f"to world_size={world_size}"
@@ -120,7 +121,7 @@ def _named(name: str, world_size: int) -> Any:
         if world_size == 1:
             return OwnSingleDeviceStrategy()
         return OwnDDPStrategy(gradient_as_bucket_view=False)
-    raise ValueError(f"strategy={name!r} cannot be planned; use 'auto', 'ddp' or 'fsdp2'")
+    raise InvalidValueError(f"strategy={name!r} cannot be planned; use 'auto', 'ddp' or 'fsdp2'")
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Numerics:
             return cls(name, narrow, narrow, narrow, compute=narrow)
         if name in ("32-true", "32", "None"):
             return cls("32-true", wide, wide, wide)
-        raise ValueError(
+        raise InvalidValueError(
             f"precision={name!r} cannot be planned; use 32-true, bf16-mixed, bf16-true, or a "
             f"plugin of lightning_llm.plugins"
         )
@@ -216,7 +217,7 @@ class Run:
         names = ("world_size", "micro_batch_size", "seq_len", "accumulate_grad_batches")
         wrong = [f"{name}={getattr(self, name)}" for name in names if getattr(self, name) < 1]
         if wrong:
-            raise ValueError(f"{', '.join(wrong)} must be at least 1")
+            raise InvalidValueError(f"{', '.join(wrong)} must be at least 1")
 
     @property
     def param_dtype(self) -> torch.dtype:

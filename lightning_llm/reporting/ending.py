@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from lightning_llm.errors import InvalidValueError
+
 ENDING_FILE = "ending.json"
 _LONGEST_MESSAGE = 20_000  # letters; a shape error of a large model can say much more
 _LONGEST_SENTENCE = 300
@@ -71,7 +73,9 @@ def read_ending(directory: Path) -> Ending | None:
         values = json.loads(path.read_text(encoding="utf-8", errors="replace"))
         state, step, message = values["state"], int(values["step"]), str(values["message"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path.name}: left out, not a record of how a run ended") from error
+        raise InvalidValueError(
+            f"{path.name}: left out, not a record of how a run ended"
+        ) from error
     if state not in ("finished", "interrupted", "error"):
-        raise ValueError(f"{path.name}: left out, its state {state!r} is none that is known")
+        raise InvalidValueError(f"{path.name}: left out, its state {state!r} is none that is known")
     return Ending(state, step, message)

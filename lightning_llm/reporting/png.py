@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lightning_llm.errors import MissingPackageError
 from lightning_llm.reporting.chart import HEIGHT, LEFT, RIGHT, WIDTH, Chart, lay_out
 from lightning_llm.reporting.charts import COLOURS, charts_over_time, charts_over_work
 from lightning_llm.reporting.fonts import Fonts
@@ -34,7 +35,7 @@ def check_pillow() -> None:
 
         ImageFont.load_default(size=11)
     except (ImportError, TypeError) as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             "PNGs are drawn with Pillow 10.1 or newer: pip install 'lightning-llm[png]'"
         ) from error
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.reporting.ending import ENDING_FILE, Ending, read_ending
 
 Points = list[tuple[float, float]]
@@ -123,7 +124,9 @@ def _log_directory(directory: Path) -> Path:
     by_age = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
     found = list(dict.fromkeys(path.parent for path in by_age))
     if not found:
-        raise ValueError(f"RUN_DIR {str(directory)!r} has no metrics.csv, which CSVLogger writes")
+        raise InvalidValueError(
+            f"RUN_DIR {str(directory)!r} has no metrics.csv, which CSVLogger writes"
+        )
     return next((folder for folder in found if _has_trained(folder)), found[0])
 
 
@@ -174,7 +177,7 @@ def _read_samples(path: Path, run: Run) -> None:
             values.pop("epoch", None)
             texts = {str(name): str(text) for name, text in values.items()}
             if not (math.isfinite(step) and texts):
-                raise ValueError("no step or no text")
+                raise InvalidValueError("no step or no text")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             run.problems.append(f"{path.name}, line {number}: left out, not a sample")
             continue

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
+
 # A list of blocks next to the largest one counts (encoder beside decoder) from this share of it.
 _COMPARABLE = 0.1
 
@@ -35,20 +37,20 @@ def find_blocks(
     """
     if block_class is not None:
         if isinstance(block_class, type):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"block_class={block_class!r} is a class; give its name, {block_class.__name__!r}"
             )
         names = {block_class} if isinstance(block_class, str) else set(block_class)
         blocks = _of_class(module, names)
         if not blocks:
-            raise ValueError(
+            raise InvalidValueError(
                 f"block_class={sorted(names)} names no part of {type(module).__name__}; "
                 f"{_repeated_classes(module)}"
             )
         return blocks
     found = _block_lists(module, 2) or _block_lists(module, 1)
     if not found:
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(module).__name__} has no list of blocks: no nn.ModuleList, nn.ModuleDict or "
             f"nn.Sequential whose children are of one class and have parts; name their class "
             f"with block_class=...; {_repeated_classes(module)}"

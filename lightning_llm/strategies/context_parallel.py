@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_llm.batches import documents_of, targets_of
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.models import Transformer
 from lightning_llm.models.attention import Attention
 from lightning_llm.models.context import ContextShard
@@ -41,13 +42,13 @@ class ContextParallel:
         transformers = [child for child in module.modules() if isinstance(child, Transformer)]
         compute_loss: Loss | None = getattr(module, "compute_loss", None)
         if not transformers or compute_loss is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"context_parallel_size={mesh.size()} needs a module with compute_loss(batch) on a "
                 f"lightning_llm Transformer, such as CausalLM; for {type(module).__name__} use "
                 f"context_parallel_size=1"
             )
         if any(model.config.n_experts for model in transformers):
-            raise ValueError(
+            raise InvalidValueError(
                 f"context_parallel_size={mesh.size()}: the routers of n_experts balance whole "
                 f"sequences; use context_parallel_size=1"
             )

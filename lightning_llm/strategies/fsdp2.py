@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 from typing_extensions import override
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.models.drawn_later import drawing
 from lightning_llm.plugins.precision.master_weights import MasterWeightsPrecision
 from lightning_llm.strategies.blocks import find_blocks
@@ -128,7 +129,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         if prefetch < 0:
             problems.append(f"prefetch={prefetch} must not be negative")
         if problems:
-            raise ValueError("FSDP2Strategy: " + "; ".join(problems))
+            raise InvalidValueError("FSDP2Strategy: " + "; ".join(problems))
         self.tensor_parallel_size = tensor_parallel_size
         self.context_parallel_size = context_parallel_size
         self.replicate_size = replicate_size
@@ -152,7 +153,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         given = self._data_parallel_size
         size = max(1, world // (copies * sharing * split)) if given == "auto" else int(given)
         if size * copies * sharing * split != world:
-            raise ValueError(
+            raise InvalidValueError(
                 f"data_parallel_size={given}, replicate_size={copies}, "
                 f"context_parallel_size={sharing} and tensor_parallel_size={split} must multiply "
                 f"to the number of ranks, {world}"
@@ -220,19 +221,19 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
     def _check(self, module: L.LightningModule) -> None:
         """Refuse what would train wrongly, or not at all, once weights are sharded."""
         if not module.automatic_optimization:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{type(module).__name__} optimizes manually, which FSDP2Strategy cannot run: its "
                 f"steps lie between a gathering and a sharding of the weights; use DDPStrategy"
             )
         plugin = self.precision_plugin
         if isinstance(plugin, MasterWeightsPrecision):
-            raise ValueError(
+            raise InvalidValueError(
                 "MasterWeightsPrecision cannot hold sharded weights, and need not: under "
                 "FSDP2Strategy with BF16MixedPrecision(), or precision='bf16-mixed', the shards "
                 "are float32 and the arithmetic is bfloat16"
             )
         if str(plugin.precision) not in ("32-true", "64-true", "bf16-mixed", "bf16-true"):
-            raise ValueError(
+            raise InvalidValueError(
                 f"FSDP2Strategy does not run with precision={plugin.precision!r}; use "
                 f"'bf16-mixed', 'bf16-true' or '32-true'"
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_llm.errors import InvalidTypeError, UnsupportedError
 from lightning_llm.plugins.io.sealed_file import read_checkpoint
 from lightning_llm.plugins.io.sharded import ShardedCheckpoint, weight_key
 from lightning_llm.plugins.io.sharded_save import save_sharded
@@ -71,7 +72,7 @@ class ShardedCheckpoints(ModelParallelStrategy):
             TypeError: ``storage_options`` is given, which means nothing for local files.
         """
         if storage_options is not None:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"storage_options={storage_options!r}: FSDP2Strategy writes local files and takes "
                 "none"
             )
@@ -147,7 +148,7 @@ class ShardedCheckpoints(ModelParallelStrategy):
         missing = sorted(own.keys() - saved.keys())
         surplus = sorted(saved.keys() - state.keys())
         if strict and (missing or surplus):
-            raise RuntimeError(
+            raise UnsupportedError(
                 f"the checkpoint is of another model: missing {missing[:5]}, left over "
                 f"{surplus[:5]}"
             )
@@ -158,7 +159,7 @@ class ShardedCheckpoints(ModelParallelStrategy):
             if _shape(saved[name]) != value.shape
         ]
         if differing:
-            raise RuntimeError("weights have other shapes: " + "; ".join(differing[:5]))
+            raise UnsupportedError("weights have other shapes: " + "; ".join(differing[:5]))
         if self._source is not None:
             with torch.no_grad():
                 self._source.load({weight_key(k): v.detach() for k, v in shared.items()})

@@ -17,6 +17,8 @@ from lightning.fabric.plugins.environments import (
 )
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from lightning_llm.errors import InvalidValueError
+
 # In which Lightning takes a job of SLURM for a shell that somebody types into.
 _INTERACTIVE_JOBS = ("bash", "interactive")
 
@@ -48,7 +50,7 @@ def check_launch(
     launcher, option = "torchrun", "--nnodes {} --nproc-per-node {}"
     if isinstance(environment, SLURMEnvironment):
         launcher, option = "srun", "--nodes {} --ntasks-per-node {}"
-    raise ValueError(
+    raise InvalidValueError(
         f"trainer.devices={devices} and trainer.num_nodes={nodes} stand for {devices * nodes} "
         f"ranks, but {launcher} started {ranks}, {per_machine} on each machine: set "
         f"trainer.devices={per_machine} and trainer.num_nodes={max(1, ranks // per_machine)}, or "
@@ -70,7 +72,7 @@ def check_devices(strategy: Any, devices: Any) -> None:
         devices = int(devices)
     count = len(devices) if isinstance(devices, list | tuple) else devices
     if isinstance(strategy, SingleDeviceStrategy) and isinstance(count, int) and count > 1:
-        raise ValueError(
+        raise InvalidValueError(
             f"trainer.devices={devices} with {type(strategy).__name__}, which uses one device: set "
             "trainer.devices=1, or take a strategy for several: --config recipes/hardware/ddp.yaml"
         )
@@ -86,7 +88,7 @@ def _ranks_per_machine() -> int | None:
 def _check_interactive_job() -> None:
     name, task = os.environ.get("SLURM_JOB_NAME"), os.environ.get("SLURM_PROCID", "0")
     if name in _INTERACTIVE_JOBS and task != "0":
-        raise ValueError(
+        raise InvalidValueError(
             f"task {task} of SLURM does not know of the others, because the job is called "
             f"{name!r}, the name of a shell: give it another with srun --job-name train"
         )

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.strategies.blocks import find_blocks
 from lightning_llm.strategies.checkpointing import (
     ActivationCheckpointing,
@@ -54,7 +55,7 @@ class BlockOptions:
         block_class: str | Sequence[str] | None = None,
     ) -> None:
         if activation_checkpointing not in get_args(ActivationCheckpointing):
-            raise ValueError(
+            raise InvalidValueError(
                 f"activation_checkpointing={activation_checkpointing!r} must be one of "
                 f"{get_args(ActivationCheckpointing)}"
             )
@@ -63,7 +64,7 @@ class BlockOptions:
         self.block_class = block_class
         self.options = _compile_options(compile)
         if self.options.get("backend") == "eager" and activation_checkpointing != "none":
-            raise ValueError(
+            raise InvalidValueError(
                 f"backend='eager' with activation_checkpointing={activation_checkpointing!r} drops "
                 f"other units in the repetition than it dropped before; use backend='aot_eager'"
             )
@@ -83,7 +84,7 @@ class BlockOptions:
         inductor = self.options.get("options") or {}
         graphs = self.options.get("mode") in _CUDA_GRAPH_MODES or inductor.get("triton.cudagraphs")
         if graphs and accumulate_grad_batches > 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"compile={self.options} records CUDA graphs, which give wrong gradients with "
                 f"accumulate_grad_batches={accumulate_grad_batches}; use "
                 f"mode='max-autotune-no-cudagraphs', or no accumulation"
@@ -158,7 +159,7 @@ def _has_cache(values: Iterable[Any]) -> bool:
 
 def _compile_options(compile: bool | dict[str, Any]) -> dict[str, Any]:
     if not isinstance(compile, bool | dict):
-        raise TypeError(f"compile={compile!r} must be True, False or a dict of its options")
+        raise InvalidTypeError(f"compile={compile!r} must be True, False or a dict of its options")
     known = set(inspect.signature(torch.compile).parameters) - {"model"}
     options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
     if "isolate_recompiles" in known:  # newer than the oldest torch supported
@@ -166,7 +167,7 @@ def _compile_options(compile: bool | dict[str, Any]) -> dict[str, Any]:
     if isinstance(compile, dict):
         unknown = sorted(set(compile) - known)
         if unknown:
-            raise ValueError(
+            raise InvalidValueError(
                 f"compile has the unknown options {unknown}; torch.compile takes {sorted(known)}"
             )
         options |= compile

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.plugins.io.sharded import ShardedCheckpoint, optimizer_key
 from lightning_llm.strategies.sharding import gathered
 
@@ -27,7 +28,7 @@ def named_state(optimizer: Optimizer, module: nn.Module) -> dict[str, Any]:
         for key, value in own.items():
             plain = isinstance(value, Tensor) and not isinstance(value, DTensor)
             if plain and value.numel() > 1 and isinstance(parameter, DTensor):
-                raise TypeError(
+                raise InvalidTypeError(
                     f"{type(optimizer).__name__} keeps {key!r} of {names[parameter]} as a plain "
                     f"tensor beside a sharded parameter, so it cannot be saved; use an optimizer "
                     f"that makes its state with torch.zeros_like(parameter), or DDPStrategy"
@@ -93,7 +94,9 @@ def restore_from_shards(
     state: dict[str, dict[str, Any]] = {name: dict(own) for name, own in saved["state"].items()}
     for name, keys in saved["tensors"].items():
         if name not in parameters:
-            raise ValueError(f"{source.path} has a state of {name}, which is no parameter here")
+            raise InvalidValueError(
+                f"{source.path} has a state of {name}, which is no parameter here"
+            )
         for key in keys:
             entry = source.tensors[optimizer_key(index, name, key)]
             empty = _empty_like_stored(parameters[name], entry.size, entry.properties.dtype)
@@ -112,7 +115,7 @@ def restore_from_whole(optimizer: Optimizer, module: nn.Module, saved: dict[str,
     ours = [p for group in optimizer.param_groups for p in group["params"]]
     theirs = [place for group in saved["param_groups"] for place in group["params"]]
     if len(ours) != len(theirs):
-        raise ValueError(
+        raise InvalidValueError(
             f"the checkpoint's optimizer has {len(theirs)} parameters, this one {len(ours)}"
         )
     by_name: dict[str, dict[str, Any]] = {}
@@ -150,7 +153,7 @@ def _load(
     if ours != theirs:
         differing = {name for group in ours for name in group}
         differing ^= {name for group in theirs for name in group}
-        raise ValueError(
+        raise InvalidValueError(
             f"the optimizer has other parameter groups than that of {where}: sizes "
             f"{[len(group) for group in ours]} here, {[len(group) for group in theirs]} there; "
             f"names that differ: {sorted(differing)[:3]}"

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.models.drawn_later import given_by_first_rank
 
 _MOST_PADDING = 1.1  # of a weight
@@ -203,7 +204,7 @@ def _materialise(part: nn.Module, drawn: dict[int, tuple[Tensor, Tensor]], *, dr
         return
     draw = getattr(part, "reset_parameters", None)
     if draws and not callable(draw):
-        raise ValueError(
+        raise InvalidValueError(
             f"{type(part).__name__} has {[name for _, name, _ in on_meta]} on the meta device and "
             f"no reset_parameters() to draw them: give it one, or build the module on the CPU"
         )

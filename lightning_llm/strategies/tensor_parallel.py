@@ -26,6 +26,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.models.moe import MixtureOfExperts
 
@@ -56,7 +57,7 @@ class TensorParallel:
         inside = {id(p) for model in self.transformers for p in model.parameters()}
         beside = [name for name, p in module.named_parameters() if id(p) not in inside]
         if beside or not self.transformers:
-            raise ValueError(
+            raise InvalidValueError(
                 f"tensor_parallel_size={mesh.size()} needs a lightning_llm Transformer that holds "
                 f"all weights; {type(module).__name__} has {beside[:3]} beside it: use "
                 f"tensor_parallel_size=1, which shards any module"
@@ -64,7 +65,9 @@ class TensorParallel:
         for model in self.transformers:
             problems = find_problems(model.config, mesh.size())
             if problems:
-                raise ValueError(f"tensor_parallel_size={mesh.size()}: " + "; ".join(problems))
+                raise InvalidValueError(
+                    f"tensor_parallel_size={mesh.size()}: " + "; ".join(problems)
+                )
         leave_out_advice()
         self._blocks = {block for model in self.transformers for block in model.blocks}
         self._first = {model.blocks[0] for model in self.transformers}
@@ -99,7 +102,7 @@ class TensorParallel:
         """From whole hidden states (B, T, D) to this rank's part of the sequence."""
         hidden, ranks = inputs[0], self.mesh.size()
         if hidden.shape[1] % ranks:
-            raise ValueError(
+            raise InvalidValueError(
                 f"tensor_parallel_size={ranks} splits sequences, but a batch has "
                 f"{hidden.shape[1]} tokens in a row; make seq_len a multiple of {ranks}, or pad "
                 f"rows to one"

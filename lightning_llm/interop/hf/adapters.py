@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError, MissingPackageError
+
 
 def with_adapters(network: nn.Module, peft: Any) -> nn.Module:
     """Freeze a network and put trainable adapters into it.
@@ -28,7 +30,7 @@ def with_adapters(network: nn.Module, peft: Any) -> nn.Module:
         from peft import PeftConfig, PeftType, get_peft_model
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             "HFCausalLM(peft=...) needs the peft library: pip install 'lightning-llm[peft]'"
         ) from error
     if isinstance(peft, Mapping):
@@ -38,12 +40,14 @@ def with_adapters(network: nn.Module, peft: Any) -> nn.Module:
             known = sorted(
                 str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING
             )
-            raise ValueError(f"peft: peft_type={kind!r} is not one of {', '.join(known)}")
+            raise InvalidValueError(f"peft: peft_type={kind!r} is not one of {', '.join(known)}")
         peft = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)](**fields)
     if not isinstance(peft, PeftConfig):
-        raise TypeError(f"peft must be a mapping or a peft.PeftConfig, got {type(peft).__name__}")
+        raise InvalidTypeError(
+            f"peft must be a mapping or a peft.PeftConfig, got {type(peft).__name__}"
+        )
     if peft.is_prompt_learning:
-        raise ValueError(
+        raise InvalidValueError(
             f"peft: peft_type={_plain(peft.peft_type)} learns a prompt, which the chunked loss "
             "cannot see; use an adapter of layers, such as LORA"
         )

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_llm.batches import documents_of
+from lightning_llm.errors import InvalidValueError, MissingFileError
 from lightning_llm.interop.hf.adapters import adapter_config, with_adapters
 from lightning_llm.interop.hf.continuation import generate_with_transformers
 from lightning_llm.interop.hf.decoder import Decoder
@@ -85,11 +86,11 @@ class HFCausalLM(LanguageModule):
             loss_backend=loss_backend,
         )
         if dtype not in _DTYPES:
-            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
+            raise InvalidValueError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
         self._base: dict[str, Any] | None = None  # where pretrained weights came from
         if isinstance(name_or_path, Mapping):
             if peft is not None:
-                raise ValueError(
+                raise InvalidValueError(
                     "peft trains adapters of pretrained weights, and name_or_path is a "
                     "configuration, which has none; give a folder or a name"
                 )
@@ -219,12 +220,12 @@ class HFCausalLM(LanguageModule):
         """
         theirs = saved.get("hf_config", {}).get("model_type")
         if theirs != self.config.model_type:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the checkpoint is of another model: model_type is {theirs!r} in the checkpoint, "
                 f"{self.config.model_type!r} here"
             )
         if bool(saved["peft"]) != self._has_adapters:
-            raise ValueError(
+            raise InvalidValueError(
                 f"the checkpoint was trained with peft={saved['peft']}, this module has "
                 f"{'adapters' if self._has_adapters else 'none'}; use the same peft="
             )
@@ -239,7 +240,7 @@ class HFCausalLM(LanguageModule):
         if self._has_adapters:
             found, wanted = set(checkpoint["state_dict"]), self._trained_names()
             if found != wanted:
-                raise ValueError(
+                raise InvalidValueError(
                     f"the checkpoint's adapters are others than the module's: missing "
                     f"{sorted(wanted - found)[:3]}, left over {sorted(found - wanted)[:3]}; use "
                     f"the checkpoint's peft="
@@ -286,7 +287,7 @@ def _new_network(contents: Mapping[str, Any], vocab_size: int | None, dtype: str
     fields = dict(contents)
     model_type = fields.pop("model_type", None)
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(
+        raise InvalidValueError(
             f"name_or_path is a configuration with model_type={model_type!r}, which transformers "
             "does not know; a config.json names it, for example 'llama'"
         )
@@ -307,7 +308,7 @@ def _pretrained_network(name_or_path: str | Path, dtype: str, revision: str | No
     try:
         config = AutoConfig.from_pretrained(name_or_path, **options)
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{name_or_path} is neither a folder nor a model of the Hugging Face hub that can be "
             f"reached from here ({error})"
         ) from error
@@ -323,7 +324,7 @@ def _pretrained_network(name_or_path: str | Path, dtype: str, revision: str | No
     network, loaded = found
     missing = sorted(loaded["missing_keys"])
     if missing:
-        raise ValueError(
+        raise InvalidValueError(
             f"{name_or_path}: the weights lack {len(missing)} tensors of model_type="
             f"{config.model_type!r}, {', '.join(missing[:3])} among them, which would start from "
             f"noise; get the whole model, or give a configuration to train a new one"
@@ -335,7 +336,7 @@ def _refuse_no_causal_lm(config: Any) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(
+        raise InvalidValueError(
             f"model_type={config.model_type!r} has no causal language model in transformers"
         )
 

@@ -11,6 +11,7 @@ from lightning_llm.data.cache import content_hash
 from lightning_llm.data.readers_base import Document, SourceStats, check_text
 from lightning_llm.data.readers_rows import emit, missing_field
 from lightning_llm.data.sources import fingerprint_files
+from lightning_llm.errors import InvalidValueError, MissingFileError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -52,7 +53,9 @@ def read_dataset(
             and row (from 0) are named.
     """
     if max_documents is not None and max_documents < 1:
-        raise ValueError(f"max_documents={max_documents} must be at least 1, or None for all.")
+        raise InvalidValueError(
+            f"max_documents={max_documents} must be at least 1, or None for all."
+        )
     dataset = open_dataset(
         name_or_path,
         name=name,
@@ -78,9 +81,11 @@ def open_dataset(
     """Load one split; the arguments are those of ``read_dataset``."""
     path = os.path.expanduser(os.fspath(name_or_path))
     if os.path.isfile(path):
-        raise ValueError(f"dataset {path!r} is a file: give files as train_files, not as dataset.")
+        raise InvalidValueError(
+            f"dataset {path!r} is a file: give files as train_files, not as dataset."
+        )
     if not os.path.isdir(path) and (path.startswith((".", os.sep)) or path.count("/") > 1):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"dataset {path!r}: no such directory (working directory: {os.getcwd()})."
         )
     if _saved_to_disk(path):
@@ -97,7 +102,7 @@ def open_dataset(
             revision=revision,
         )
     except Exception as error:  # a dozen kinds, hardly any of which names the dataset
-        raise ValueError(
+        raise InvalidValueError(
             f"dataset {path!r} (name={name!r}, split={split!r}) cannot be loaded: {_cause(error)}"
         ) from error
 
@@ -113,16 +118,20 @@ def _from_disk(path: str, split: str, streaming: bool) -> Dataset | IterableData
     try:
         loaded = load_from_disk(path)
     except Exception as error:
-        raise ValueError(f"dataset {path!r} cannot be loaded: {_cause(error)}") from error
+        raise InvalidValueError(f"dataset {path!r} cannot be loaded: {_cause(error)}") from error
     if isinstance(loaded, DatasetDict):
         if split not in loaded:
-            raise ValueError(f"dataset {path!r} has no split {split!r}; it has {sorted(loaded)}.")
+            raise InvalidValueError(
+                f"dataset {path!r} has no split {split!r}; it has {sorted(loaded)}."
+            )
         chosen = loaded[split]
     else:
         chosen = loaded
         held = str(loaded.split or "train")
         if split != held:
-            raise ValueError(f"dataset {path!r} has no split {split!r}; it is one split, {held!r}.")
+            raise InvalidValueError(
+                f"dataset {path!r} has no split {split!r}; it is one split, {held!r}."
+            )
     return chosen.to_iterable_dataset() if streaming else chosen
 
 
@@ -181,7 +190,7 @@ def _batches(dataset: Dataset | IterableDataset, label: str) -> Iterator[dict[st
         except StopIteration:
             return
         except Exception as error:
-            raise ValueError(
+            raise InvalidValueError(
                 f"dataset {label}: cannot be read after row {done}: {_cause(error)}"
             ) from error
         yield batch

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.language import OutputHead
 from lightning_llm.models.evaluating import evaluating
 
@@ -42,7 +43,7 @@ def logit_rule(config: Any) -> LogitRule:
     """
     config = config.get_text_config()
     if getattr(config, "output_router_logits", False):
-        raise ValueError(
+        raise InvalidValueError(
             f"config.output_router_logits=True of model_type={config.model_type!r} asks for the "
             "balancing loss of the router, which HFCausalLM does not add; set it to False, or "
             "train a mixture of experts with CausalLM"
@@ -61,7 +62,7 @@ def _positive(config: Any, name: str) -> float | None:
     if value is None:
         return None
     if not isinstance(value, (int, float)) or value <= 0:
-        raise ValueError(f"config.{name}={value!r} must be a positive number")
+        raise InvalidValueError(f"config.{name}={value!r} must be a positive number")
     return float(value)
 
 
@@ -81,7 +82,7 @@ class Decoder:
         self._rule = logit_rule(model.config)
         base = model.base_model
         if base is model or model.get_output_embeddings() is None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{self._what()} has no decoder or no output embeddings, of which the chunked loss "
                 "is made; use another architecture"
             )
@@ -121,7 +122,7 @@ class Decoder:
         """
         if document_ids is not None:
             if not self._separates:
-                raise ValueError(
+                raise InvalidValueError(
                     f"the batch has document_ids, and {self._what()} does not keep packed "
                     "documents apart; set mask_documents=False, or pad (packing='pad')"
                 )
@@ -145,7 +146,7 @@ class Decoder:
         if copies is not None and len(copies):
             layer = next(iter(copies.values()))
         if not isinstance(layer, nn.Linear):
-            raise ValueError(
+            raise InvalidValueError(
                 f"the output embeddings of {self._what()} are a {type(layer).__name__}; the "
                 "chunked loss needs a plain linear layer. To train them beside adapters, name "
                 "them in modules_to_save, not in target_modules"
@@ -179,7 +180,7 @@ class Decoder:
                 for name, value in self._network.config.get_text_config().to_dict().items()
                 if value is not None and ("logit" in name or "lm_head" in name or "scal" in name)
             }
-            raise ValueError(
+            raise InvalidValueError(
                 f"the logits of {self._what()} are not its output embeddings applied to its "
                 f"hidden states, so the loss would be wrong. config.json sets {fields}; known "
                 f"here are {', '.join((*_MULTIPLIED_BY, *_DIVIDED_BY, *_CAPPED_AT))}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import ExistingFileError, UnsupportedError
 from lightning_llm.interop.hf.weights import iterate_to_hf, to_hf_config
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.models.evaluating import evaluating
@@ -131,11 +132,11 @@ def _refuse_foreign(target: Path) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise FileExistsError(f"{target} is a file; choose a folder to export to")
+        raise ExistingFileError(f"{target} is a file; choose a folder to export to")
     foreign = sorted(p.name for p in target.iterdir() if p.suffix not in _EXPORT_SUFFIXES)
     files = {p.name for p in target.iterdir()}
     if foreign or (files and "config.json" not in files):
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{target} holds {', '.join((foreign or sorted(files))[:3])} and is no earlier export; "
             "choose another folder, or remove it"
         )
@@ -205,7 +206,7 @@ def _check_logits(model: Transformer, folder: Path) -> None:
     error = ((ours - expected).abs().max() / expected.abs().max()).item()
     tolerance = _TOLERANCE[model.head_weight.dtype]
     if not error <= tolerance:
-        raise RuntimeError(
+        raise UnsupportedError(
             f"the exported model computes other logits: relative difference {error:.2e}, "
             f"tolerance {tolerance:.0e}; nothing was written. This is a fault in the weight table "
             f"of {theirs.config.model_type}: please report the TransformerConfig"

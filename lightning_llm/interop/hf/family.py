@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from lightning_llm.errors import InvalidValueError, LightningLLMError
 from lightning_llm.interop.hf.layout import TensorMap
 from lightning_llm.models import TransformerConfig
 
@@ -32,7 +33,7 @@ NEUTRAL_FIELDS = frozenset(
 WAY_OUT = "HFCausalLM trains any architecture of transformers"
 
 
-class ExportError(ValueError):
+class ExportError(LightningLLMError, ValueError):
     """A configuration that no supported Hugging Face architecture can express."""
 
 
@@ -106,7 +107,7 @@ def expect(hf: Mapping[str, Any], name: str, allowed: Mapping[Any, Any]) -> Any:
     value = hf.get(name)
     if value not in allowed:
         options = ", ".join(repr(option) for option in allowed)
-        raise ValueError(
+        raise InvalidValueError(
             f"config.json: {name}={value!r} of model_type={hf.get('model_type')!r} has no "
             f"counterpart here; supported: {options}. {WAY_OUT}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.interop.hf.family import WAY_OUT
 from lightning_llm.models import TransformerConfig
 
@@ -35,7 +36,7 @@ def windows_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     kinds = hf["layer_types"]
     unknown = sorted(set(kinds) - {_FULL, _SLIDING})
     if unknown:
-        raise ValueError(
+        raise InvalidValueError(
             f"config.json: layer_types of model_type={hf.get('model_type')!r} has "
             f"{', '.join(unknown)} without counterpart here; supported: {_FULL}, {_SLIDING}. "
             f"{WAY_OUT}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import InvalidValueError, MissingFileError
 from lightning_llm.interop.hf.tokenizer import stored_tokenizer
 from lightning_llm.interop.hf.weights import from_hf_config, iterate_from_hf
 from lightning_llm.models import Transformer, TransformerConfig
@@ -71,7 +72,7 @@ def load_pretrained(
             model.to(dtype or tensor.dtype).to_empty(device=device)
             place = model.state_dict()
         if place[name].shape != tensor.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{folder}: weights for {name} make {tuple(tensor.shape)}, but config.json asks "
                 f"for {tuple(place[name].shape)}"
             )
@@ -89,7 +90,7 @@ def _check_overrides(model: Transformer, stored: Transformer, overrides: dict[st
     theirs = {name: tuple(tensor.shape) for name, tensor in stored.state_dict().items()}
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
-            raise ValueError(
+            raise InvalidValueError(
                 f"overrides {overrides} make {name} {ours.get(name, 'disappear')} where the "
                 f"checkpoint has {theirs.get(name, 'none')}; drop the override that does so"
             )
@@ -106,14 +107,14 @@ class SafetensorsFolder(Mapping[str, Tensor]):
         else:
             files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{folder} holds no .safetensors file; pickled weights (.bin) are not read: load "
                 "them with transformers and save_pretrained them"
             )
         self._file_of: dict[str, Path] = {}
         for file in files:
             if not file.is_file():
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{file} is named by {index.name} and missing; copy the folder again, whole"
                 )
             with _opened(file) as handle:
@@ -137,7 +138,7 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({error})") from error
+        raise InvalidValueError(f"{file} is not a whole safetensors file ({error})") from error
 
 
 def check_model_folder(folder: Path) -> None:
@@ -149,11 +150,11 @@ def check_model_folder(folder: Path) -> None:
     if (folder / "config.json").is_file():
         return
     if (folder / "adapter_config.json").is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} holds adapters without their model: export the run's checkpoint, or "
             "save_pretrained(directory) without merge=False, which writes the merged model"
         )
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{folder} holds no config.json, so it is no exported model; make one of a checkpoint with "
         "`lightning-llm export`"
     )
@@ -170,7 +171,7 @@ def _find(path_or_name: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path_or_name), allow_patterns=list(_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path_or_name} is neither a folder nor a model of the Hugging Face hub that can be "
             f"reached from here ({error})"
         ) from error
@@ -180,4 +181,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+        raise InvalidValueError(f"{path} is not JSON ({error})") from error

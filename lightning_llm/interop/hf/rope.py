@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.interop.hf.family import WAY_OUT
 from lightning_llm.models import TransformerConfig
 from lightning_llm.models.rope_scaling import KEYS
@@ -27,7 +28,7 @@ def rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
 def _read(hf: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
     kind = parameters["rope_type"]
     if kind not in KEYS:
-        raise ValueError(
+        raise InvalidValueError(
             f"config.json: rope_type={kind!r} of model_type={hf.get('model_type')!r} has no "
             f"counterpart here; supported: {', '.join(KEYS)}. {WAY_OUT}"
         )
@@ -54,7 +55,7 @@ def partial_rope_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     """
     found = rope_from_hf(hf)
     if found["rope_scaling"] is not None:
-        raise ValueError(
+        raise InvalidValueError(
             f"config.json: rope_parameters={hf['rope_parameters']} of model_type="
             f"{hf.get('model_type')!r} scale the positions, which has no counterpart here. "
             f"{WAY_OUT}"
@@ -84,7 +85,7 @@ def layered_rope_from_hf(hf: dict[str, Any], *, has_window: bool) -> dict[str, A
     if not has_window or local == full:
         return found
     if local["rope_scaling"] is not None:
-        raise ValueError(
+        raise InvalidValueError(
             f"config.json: rope_parameters={parameters} of model_type={hf.get('model_type')!r} "
             "scale the positions of layers with a sliding window, which has no counterpart here. "
             f"{WAY_OUT}"

@@ -11,6 +11,7 @@ import numpy as np
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.store_writer import TokenStoreWriter
 from lightning_llm.data.tokenizer import tokenizer_fingerprint, vocabulary_size
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -45,7 +46,7 @@ def store_to_dataset(
         rows = _documents(pa.array(ids), store.document_offsets)
     else:
         if not 1 <= seq_len <= len(ids):
-            raise ValueError(
+            raise InvalidValueError(
                 f"seq_len={seq_len} must be at least 1, and at most the {len(ids):,} tokens of "
                 f"{store.path}."
             )
@@ -91,7 +92,7 @@ def dataset_to_store(
         vocab_size = vocabulary_size(tokenizer) if vocab_size is None else vocab_size
         eos_id = tokenizer.eos_token_id if eos_id is None else eos_id
     if vocab_size is None:
-        raise ValueError(
+        raise InvalidValueError(
             "dataset_to_store: give vocab_size, or the tokenizer that made the ids: a store "
             "records how many ids its vocabulary has."
         )
@@ -109,7 +110,7 @@ def _rows(dataset: Dataset | IterableDataset, column: str) -> Iterator[np.ndarra
     """Yield the ids of each row."""
     names = dataset.column_names
     if names is not None and column not in names:
-        raise ValueError(f"the dataset has no column {column!r}; it has {sorted(names)}.")
+        raise InvalidValueError(f"the dataset has no column {column!r}; it has {sorted(names)}.")
     done = 0
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=_ROWS):
         lists = table[column].combine_chunks()
@@ -127,12 +128,12 @@ def _check_lists(lists: Any, column: str, first_row: int) -> None:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     is_list = is_list or pa.types.is_fixed_size_list(kind)
     if not is_list or not pa.types.is_integer(kind.value_type):
-        raise ValueError(
+        raise InvalidValueError(
             f"column {column!r} of the dataset holds {kind}, not lists of integer ids. Text is "
             "encoded by TextDataModule(dataset=...)."
         )
     if lists.null_count or lists.flatten().null_count:
-        raise ValueError(
+        raise InvalidValueError(
             f"column {column!r} of the dataset: a row from {first_row} to "
             f"{first_row + len(lists) - 1} is null, or holds a null among its ids."
         )

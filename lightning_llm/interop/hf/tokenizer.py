@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -33,7 +35,7 @@ def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
         TypeError: The tokenizer is not a fast one.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise TypeError(
+        raise InvalidTypeError(
             f"tokenizer is a {type(tokenizer).__name__}, which has no tokenizer.json; "
             "load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
         )
@@ -92,15 +94,17 @@ def unpack_tokenizer(files: Mapping[str, str]) -> PreTrainedTokenizerBase:
 
     for name, text in files.items():
         if not isinstance(name, str) or not isinstance(text, str):
-            raise ValueError(f"packed tokenizer: {name!r} must map a file name to text")
+            raise InvalidValueError(f"packed tokenizer: {name!r} must map a file name to text")
         if not name or name.startswith(".") or any(mark in name for mark in "/\\:\0"):
-            raise ValueError(f"packed tokenizer: {name!r} is not a plain file name")
+            raise InvalidValueError(f"packed tokenizer: {name!r} is not a plain file name")
     if "tokenizer.json" not in files:
-        raise ValueError(f"packed tokenizer: no tokenizer.json among {sorted(files)}")
+        raise InvalidValueError(f"packed tokenizer: no tokenizer.json among {sorted(files)}")
     try:
         json.loads(files["tokenizer.json"])
     except json.JSONDecodeError as error:
-        raise ValueError(f"packed tokenizer: tokenizer.json is not JSON ({error})") from error
+        raise InvalidValueError(
+            f"packed tokenizer: tokenizer.json is not JSON ({error})"
+        ) from error
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
             Path(folder, name).write_text(text, encoding="utf-8", newline="")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import InvalidValueError, MissingPackageError
 from lightning_llm.interop.hf.families import FAMILIES
 from lightning_llm.interop.hf.family import NEUTRAL_FIELDS, WAY_OUT, ExportError, Family
 from lightning_llm.models import TransformerConfig
@@ -81,7 +82,7 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> TransformerConfig:
     """
     family = _family_named(hf_config)
     if "quantization_config" in hf_config:
-        raise ValueError(
+        raise InvalidValueError(
             "config.json: quantization_config is set; load unquantized weights, or dequantize "
             "with transformers and save again"
         )
@@ -179,7 +180,7 @@ def _stored_names(
 def _family_named(hf_config: Mapping[str, Any]) -> Family:
     model_type = hf_config.get("model_type")
     if model_type not in FAMILIES:
-        raise ValueError(
+        raise InvalidValueError(
             f"config.json: model_type={model_type!r} (architectures="
             f"{hf_config.get('architectures')}) has no weight table here; "
             f"supported: {', '.join(FAMILIES)}. {WAY_OUT}"
@@ -192,7 +193,7 @@ def _with_defaults(family: Family, hf_config: Mapping[str, Any]) -> dict[str, An
     try:
         from transformers import CONFIG_MAPPING, PreTrainedConfig
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             "Hugging Face configurations are read with transformers: pip install transformers"
         ) from error
     config_class = CONFIG_MAPPING[family.model_type]
@@ -207,7 +208,7 @@ def _with_defaults(family: Family, hf_config: Mapping[str, Any]) -> dict[str, An
         f"{name}={theirs[name]!r}" for name in own - read if theirs[name] != defaults[name]
     )
     if unread:
-        raise ValueError(
+        raise InvalidValueError(
             f"config.json: {', '.join(unread)} of model_type={family.model_type!r} "
             f"{'has' if len(unread) == 1 else 'have'} no counterpart here. {WAY_OUT}"
         )
@@ -219,7 +220,7 @@ def _check_keys(expected: set[str], found: set[str], where: str) -> None:
     if missing or extra:
         parts = [f"missing {_listed(missing)}"] if missing else []
         parts += [f"unexpected {_listed(extra)}"] if extra else []
-        raise ValueError(
+        raise InvalidValueError(
             f"{where} does not fit the configuration: {'; '.join(parts)}. The two are of different "
             "models, or of one only in part"
         )

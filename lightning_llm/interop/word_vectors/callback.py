@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.interop.word_vectors.initial import Coverage, load_word_vectors
 
 _COUNTED_TOKENS = 10_000_000
@@ -55,7 +56,7 @@ class WordVectors(Callback):
     ) -> None:
         super().__init__()
         if freeze_steps < 0:
-            raise ValueError(f"WordVectors: freeze_steps={freeze_steps} must be at least 0")
+            raise InvalidValueError(f"WordVectors: freeze_steps={freeze_steps} must be at least 0")
         self.path, self.freeze_steps = path, freeze_steps
         self.std, self.seed, self.embedding = std, seed, embedding
         self.coverage: Coverage | None = None
@@ -78,7 +79,7 @@ class WordVectors(Callback):
             return
         weight = self._weight(pl_module)
         if hasattr(weight, "full_tensor"):
-            raise TypeError(
+            raise InvalidTypeError(
                 "WordVectors writes whole embeddings, and this one is sharded: begin with a "
                 "strategy that does not shard, and continue from its checkpoint."
             )
@@ -101,7 +102,7 @@ class WordVectors(Callback):
         found = _embedding(pl_module, self.embedding)
         weight = getattr(found, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() != 2:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"WordVectors: no embedding found in {type(pl_module).__name__}; say where it is, "
                 "such as WordVectors(embedding='net.embedding')."
             )
@@ -125,7 +126,7 @@ def _tokenizer(trainer: Trainer, pl_module: LightningModule) -> Any:
     for holder in (getattr(trainer, "datamodule", None), pl_module):
         if (tokenizer := getattr(holder, "tokenizer", None)) is not None:
             return tokenizer
-    raise TypeError(
+    raise InvalidTypeError(
         "WordVectors needs a tokenizer: neither the datamodule nor the module has the attribute "
         "`tokenizer`."
     )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.interop.word_vectors.reading import read_word_vectors
 from lightning_llm.interop.word_vectors.tokens import token_vectors
 
@@ -84,12 +85,12 @@ def load_word_vectors(
     known = found.exact | found.composed
     rows, dim = weight.shape
     if len(known) > rows:
-        raise ValueError(
+        raise InvalidValueError(
             f"the embedding has {rows} rows, the tokenizer {len(known)} ids. Raise the model's "
             "vocab_size, or use its own tokenizer."
         )
     if not known.any():
-        raise ValueError(
+        raise InvalidValueError(
             f"{path}: none of its {found.num_words} words is in the vocabulary. Use vectors of the "
             "corpus's language, or a tokenizer of words (algorithm: word)."
         )

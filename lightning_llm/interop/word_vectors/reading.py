@@ -13,6 +13,8 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from lightning_llm.errors import InvalidValueError
+
 _BLOCK_BYTES = 1 << 20
 _BATCH = 4096
 _LONGEST_WORD = 4096  # bytes; a binary file without a space for so long is none
@@ -49,14 +51,14 @@ def read_word_vectors(path: str | Path) -> Iterator[Words]:
     with _opened(path) as stream:
         first = stream.readline(_LONGEST_LINE)
         if not first.strip():
-            raise ValueError(f"{path}:1: expected a word and its vector, got an empty line.")
+            raise InvalidValueError(f"{path}:1: expected a word and its vector, got an empty line.")
         header = _header(first)
         if header is None:
             yield from _batches(_text(path, stream, first, 1, len(first.split()) - 1))
             return
         count, width = header
         if count < 1 or width < 1:
-            raise ValueError(f"{path}:1: the header says {count} words of width {width}.")
+            raise InvalidValueError(f"{path}:1: the header says {count} words of width {width}.")
         head = stream.peek(_BLOCK_BYTES)[: 64 * width]  # type: ignore[attr-defined]
         if _is_text(head, width):
             entries = _text(path, stream, stream.readline(_LONGEST_LINE), 2, width)
@@ -67,7 +69,7 @@ def read_word_vectors(path: str | Path) -> Iterator[Words]:
             read += len(batch.words)
             yield batch
         if read != count:
-            raise ValueError(f"{path}: the header says {count} words, the file has {read}.")
+            raise InvalidValueError(f"{path}: the header says {count} words, the file has {read}.")
 
 
 @contextmanager
@@ -80,7 +82,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             with gzip.GzipFile(fileobj=raw) as stream:
                 yield cast(BinaryIO, stream)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path}: damaged or cut-off .gz file: {error}") from error
+            raise InvalidValueError(f"{path}: damaged or cut-off .gz file: {error}") from error
 
 
 def _header(line: bytes) -> tuple[int, int] | None:
@@ -108,13 +110,15 @@ def _text(
         fields = line.rstrip(b" \r\n").rsplit(b" ", width) if width > 0 else []
         if len(fields) != width + 1 or not fields[0]:
             got = len(line.split()) - 1
-            raise ValueError(f"{path}:{number}: expected a word and {width} numbers, got {got}.")
+            raise InvalidValueError(
+                f"{path}:{number}: expected a word and {width} numbers, got {got}."
+            )
         try:
             vector = np.array([float(field) for field in fields[1:]], np.float32)
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}.") from None
+            raise InvalidValueError(f"{path}:{number}: {error}.") from None
         if not np.isfinite(vector).all():
-            raise ValueError(f"{path}:{number}: the vector of {fields[0]!r} is not finite.")
+            raise InvalidValueError(f"{path}:{number}: the vector of {fields[0]!r} is not finite.")
         yield fields[0], vector
         line = stream.readline(_LONGEST_LINE)
         number += 1
@@ -134,26 +138,30 @@ def _binary(
     for index in range(count):
         while (space := buffer.find(b" ", start, start + _LONGEST_WORD)) < 0:
             if len(buffer) - start > _LONGEST_WORD:
-                raise ValueError(f"{path}: byte {offset + start}: no word begins here.")
+                raise InvalidValueError(f"{path}: byte {offset + start}: no word begins here.")
             if not more():
-                raise ValueError(f"{path}: cut off: {index} of {count} words before its end.")
+                raise InvalidValueError(
+                    f"{path}: cut off: {index} of {count} words before its end."
+                )
         word = buffer[start:space].lstrip(b"\n")
         size = space + 1 - start + 4 * width
         while len(buffer) - start < size:
             if not more():
-                raise ValueError(
+                raise InvalidValueError(
                     f"{path}: byte {offset + start}: cut off within the vector of {word!r}."
                 )
         vector = np.frombuffer(buffer, "<f4", width, start + size - 4 * width)
         if not word or not np.isfinite(vector).all():
-            raise ValueError(
+            raise InvalidValueError(
                 f"{path}: byte {offset + start}: expected a word and {width} finite floats, got "
                 f"{word!r} and others."
             )
         yield word, vector.astype(np.float32)
         start += size
     if (buffer[start:] + stream.read(1)).strip():
-        raise ValueError(f"{path}: byte {offset + start}: more than the {count} words it names.")
+        raise InvalidValueError(
+            f"{path}: byte {offset + start}: more than the {count} words it names."
+        )
 
 
 def _batches(entries: Iterator[tuple[bytes, npt.NDArray[np.float32]]]) -> Iterator[Words]:

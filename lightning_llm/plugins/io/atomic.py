@@ -10,6 +10,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.plugins.io.background import BackgroundSave
 from lightning_llm.plugins.io.durable import sweep, write_checkpoint
 from lightning_llm.plugins.io.sealed_file import local_path, read_checkpoint
@@ -52,7 +53,7 @@ class AtomicCheckpointIO(CheckpointIO):
             TypeError: ``storage_options`` is given, which means nothing for local files.
         """
         if storage_options is not None:
-            raise TypeError(
+            raise InvalidTypeError(
                 f"storage_options={storage_options!r}: AtomicCheckpointIO writes local files and "
                 "takes none"
             )
@@ -79,7 +80,7 @@ class AtomicCheckpointIO(CheckpointIO):
             ValueError: The path is a URL, or ``weights_only=False`` asks for running its code.
         """
         if weights_only is False:
-            raise ValueError(
+            raise InvalidValueError(
                 f"weights_only=False would run code from {path}; AtomicCheckpointIO never does. "
                 "Convert the file once with torch.load in a place where that is harmless"
             )

@@ -14,6 +14,7 @@ from typing import IO, Any, BinaryIO, NoReturn, cast
 import torch
 from torch import Tensor
 
+from lightning_llm.errors import NotSavedError
 from lightning_llm.plugins.io.sealed_file import SealingWriter
 
 try:
@@ -100,7 +101,9 @@ def take_place(temporary: Path, path: Path) -> None:
     old: Path | None = None
     if path.is_dir() and not path.is_symlink():
         if not (path / PLAIN_FILE).is_file():
-            raise OSError(errno.EISDIR, "there is a folder of that name, which is no checkpoint")
+            raise NotSavedError(
+                errno.EISDIR, "there is a folder of that name, which is no checkpoint"
+            )
         old = hidden(path)  # a folder cannot be replaced in one step
         os.rename(path, old)
     elif temporary.is_dir():
@@ -133,7 +136,7 @@ def _explain(cause: OSError, path: Path, checkpoint: Any) -> NoReturn:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     needed, free = _bytes_of(checkpoint), shutil.disk_usage(folder).free
-    raise OSError(
+    raise NotSavedError(
         cause.errno or errno.EIO,
         f"checkpoint {path} was not saved: {cause.strerror or cause}; it needs {needed:,} bytes, "
         f"{free:,} are free in {folder}. Files saved before are untouched",

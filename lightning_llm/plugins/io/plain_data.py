@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from lightning_llm.errors import InvalidTypeError
+
 
 def check_plain_data(values: Mapping[str, Any], where: str) -> None:
     """Refuse values that a checkpoint of plain data cannot hold.
@@ -32,7 +34,7 @@ def check_plain_data(values: Mapping[str, Any], where: str) -> None:
         if needed:
             problems.append(f"{name}={value!r} ({needed})")
     if problems:
-        raise TypeError(
+        raise InvalidTypeError(
             f"{where} hold values that a checkpoint could not be resumed with: "
             f"{'; '.join(problems)}. Save plain data (str(path), asdict(config)), or leave them "
             "out with save_hyperparameters(ignore=[...])"

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_llm.errors import InvalidValueError, LightningLLMError, MissingFileError
+
 _MARK = b"lightning_llm sha256="
 _COMMENT_BYTES = len(_MARK) + 64
 # "End of central directory": its last field, two bytes, is the length of the comment after it.
@@ -23,7 +25,7 @@ _END_BYTES = 22
 _CHUNK_BYTES = 1 << 22
 
 
-class DamagedCheckpointError(ValueError):
+class DamagedCheckpointError(LightningLLMError, ValueError):
     """A checkpoint file is not what was written."""
 
 
@@ -141,7 +143,7 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu", mmap: bool =
     """
     path = local_path(path)
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: no such file")
+        raise MissingFileError(f"checkpoint {path}: no such file")
     if not verify_checkpoint(path):
         rank_zero_info(f"{path} carries no checksum: loaded unverified")
     try:
@@ -162,7 +164,7 @@ def local_path(path: str | Path) -> Path:
     """
     scheme, colon, _ = str(path).partition("://")
     if colon and scheme.isalnum():
-        raise ValueError(
+        raise InvalidValueError(
             f"checkpoint {path}: {scheme}:// addresses are not read or written; copy the file to a "
             "local folder and name it there"
         )

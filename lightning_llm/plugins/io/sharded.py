@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from lightning_llm.errors import InvalidValueError, MissingFileError
 from lightning_llm.plugins.io.durable import PART_SUFFIX, PLAIN_FILE
 from lightning_llm.plugins.io.sealed_file import DamagedCheckpointError, read_checkpoint
 from lightning_llm.plugins.io.sharded_metadata import (
@@ -83,7 +84,7 @@ class ShardedCheckpoint:
     def __init__(self, path: Path) -> None:
         missing = [file for file in (METADATA_FILE, PLAIN_FILE) if not (path / file).is_file()]
         if missing:
-            raise FileNotFoundError(f"{path}: the folder lacks {', '.join(missing)}")
+            raise MissingFileError(f"{path}: the folder lacks {', '.join(missing)}")
         self.path = path
         self.plain: dict[str, Any] = read_checkpoint(path / PLAIN_FILE)
         # A folder of plain Lightning carries no checksums.
@@ -132,9 +133,9 @@ class ShardedCheckpoint:
         for name, target in targets.items():
             entry = self.tensors.get(name)
             if entry is None:
-                raise ValueError(f"{self.path} has no {name!r}")
+                raise InvalidValueError(f"{self.path} has no {name!r}")
             if entry.size != target.shape:
-                raise ValueError(
+                raise InvalidValueError(
                     f"{name} has the shape {tuple(entry.size)} in {self.path} and "
                     f"{tuple(target.shape)} here"
                 )

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from lightning_llm.errors import NotSavedError
 from lightning_llm.plugins.io.durable import (
     PART_SUFFIX,
     PLAIN_FILE,
@@ -58,7 +59,7 @@ def save_sharded(
         try:
             dcp.save(tensors, storage_writer=writer, process_group=group)
         except Exception as error:
-            raise OSError(f"checkpoint {path} was not saved: {error}") from error
+            raise NotSavedError(f"checkpoint {path} was not saved: {error}") from error
 
         def seals() -> dict[str, Any]:
             own = [*temporary.glob(f"__{rank}_*.distcp")]
@@ -118,7 +119,7 @@ def _on_first(action: Callable[[], Any], group: dist.ProcessGroup | None) -> Any
     if error is not None:
         raise error
     if outcome[1] is not None:
-        raise OSError(f"the first rank could not save: {outcome[1]}")
+        raise NotSavedError(f"the first rank could not save: {outcome[1]}")
     return outcome[0]
 
 
@@ -133,5 +134,5 @@ def _on_each(action: Callable[[], Any], group: dist.ProcessGroup | None) -> list
     dist.all_gather_object(outcomes, own, group=group)
     for _, failure in outcomes:
         if failure is not None:
-            raise OSError(failure)
+            raise NotSavedError(failure)
     return [result for result, _ in outcomes]

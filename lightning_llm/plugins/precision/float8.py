@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.plugins.precision.bf16 import BF16MixedPrecision
 from lightning_llm.plugins.precision.float8_linear import ALIGNMENT, Recipe, to_float8
 
@@ -54,7 +55,7 @@ class Float8Precision(BF16MixedPrecision):
     ) -> None:
         super().__init__()
         if recipe not in get_args(Recipe):
-            raise ValueError(f"recipe={recipe!r} must be one of {get_args(Recipe)}")
+            raise InvalidValueError(f"recipe={recipe!r} must be one of {get_args(Recipe)}")
         self.recipe: Recipe = recipe
         self.min_dim = min_dim
         self.exclude = frozenset(exclude)
@@ -84,7 +85,7 @@ class Float8Precision(BF16MixedPrecision):
             if id(linear.weight) not in kept and self._suits(name, linear):
                 self._converted.append((linear, type(linear)))
         if not self._converted:
-            raise ValueError(
+            raise InvalidValueError(
                 f"Float8Precision found no layer to convert among {len(linears)} linear layers: "
                 f"all are excluded, smaller than min_dim={self.min_dim}, or no multiple of "
                 f"{ALIGNMENT} wide; lower min_dim, or use BF16MixedPrecision"
@@ -127,10 +128,10 @@ def check_device(device: torch.device) -> None:
         return
     remedy = "use BF16MixedPrecision"
     if device.type != "cuda" or torch.version.hip is not None:
-        raise ValueError(f"Float8Precision knows no float8 arithmetic on {device}; {remedy}")
+        raise InvalidValueError(f"Float8Precision knows no float8 arithmetic on {device}; {remedy}")
     capability = torch.cuda.get_device_capability(device)
     if capability < _FIRST_CAPABILITY:
-        raise ValueError(
+        raise InvalidValueError(
             f"Float8Precision needs compute capability 8.9 (Ada, Hopper) or later; "
             f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}; {remedy}"
         )

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.plugins.precision.rounding import round_stochastically
 
 Mode = Literal["master", "stochastic_rounding"]
@@ -65,7 +66,7 @@ class MasterWeightsPrecision(Precision):
 
     def __init__(self, mode: Mode = "master", *, seed: int = 0) -> None:
         if mode not in get_args(Mode):
-            raise ValueError(f"mode={mode!r} must be one of {get_args(Mode)}")
+            raise InvalidValueError(f"mode={mode!r} must be one of {get_args(Mode)}")
         self.mode = mode
         self.seed = seed
         self._steps = 0  # optimizer steps rounded so far, which seed the noise
@@ -92,7 +93,7 @@ class MasterWeightsPrecision(Precision):
             if not parameter.is_floating_point():
                 continue
             if type(parameter.data).__name__ == "DTensor":
-                raise ValueError(
+                raise InvalidValueError(
                     f"MasterWeightsPrecision cannot hold the sharded parameter {name}; with FSDP "
                     f"keep float32 parameters and give it a bfloat16 mixed precision policy"
                 )
@@ -203,7 +204,7 @@ class MasterWeightsPrecision(Precision):
             return
         if masters.keys() != self._pairs.keys():
             differing = sorted(masters.keys() ^ self._pairs.keys())
-            raise ValueError(
+            raise InvalidValueError(
                 f"the checkpoint's master weights are of another model: {len(differing)} names "
                 f"differ, such as {differing[:3]}"
             )

@@ -1,0 +1,1 @@
+"""What module, callbacks, strategies and plugins need to know of a running Trainer."""
