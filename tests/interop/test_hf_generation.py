@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,31 @@ def test_stop_strings_end_a_text(lm: HFCausalLM) -> None:
     ids = torch.tensor([lm.tokenizer("the")["input_ids"]])
     assert lm.generate(ids, stop=[stop], **options).shape[1] == 3 + whole.index(stop) + 2
     assert text == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}])
+def test_each_prompt_has_its_own_room(tokenizer: Any, kind: str, options: dict[str, Any]) -> None:
+    ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    torch.manual_seed(1)
+    lm = HFCausalLM({**CONFIGS[kind], **ends}, vocab_size=len(tokenizer))
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = None  # every continuation takes all the room it has
+    lm.tokenizer = tokenizer
+    longest = lm.size_limits()[1]
+    assert longest is not None
+    lengths = [3, longest - 2, longest - 30, longest - 1, 5, longest - 2]
+    prompts = [(TEXT * 9)[number : number + length] for number, length in enumerate(lengths)]
+    network = lm.eval().network
+    found = lm.generate(prompts, max_new_tokens=20, **options)
+    for prompt, length, text in zip(prompts, lengths, found, strict=True):
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        room = min(20, longest - length)
+        wanted = network.generate(
+            ids, max_new_tokens=room, do_sample=False, pad_token_id=0, **options
+        )[0]
+        assert len(wanted) == length + room
+        assert prompt + text == tokenizer.decode(wanted, skip_special_tokens=True)
 
 
 def test_a_batch_ends_at_the_longest_sequence_of_the_model(lm: HFCausalLM) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from lightning_llm.generation.arguments import Options, check_prompts
 from lightning_llm.generation.request import Request
@@ -26,8 +27,8 @@ def generate_with_transformers(
     """Continue prompts with ``network.generate``.
 
     Settings that a model's ``generation_config`` brings along (sampling, penalties) do not apply,
-    except its end of sequence where there is no tokenizer. A batch ends where its longest prompt
-    reaches the model's longest sequence.
+    except its end of sequence where there is no tokenizer. Each prompt is continued until it
+    reaches the model's longest sequence by itself, however long its neighbours are.
 
     Args:
         network: From `AutoModelForCausalLM`.
@@ -50,21 +51,41 @@ def generate_with_transformers(
         default_eos=model.generation_config.eos_token_id,
     )
     device = next(network.parameters()).device
-    input_ids, mask = _left_padded(request.ids, request.padding, device)
     devices = [device] if device.type == "cuda" else []
+    rows: list[Tensor] = [torch.empty(0)] * len(request.ids)
     with evaluating(network), torch.random.fork_rng(devices, enabled=given.seed is not None):
         if given.seed is not None:
             torch.manual_seed(given.seed)
-        whole = model.generate(
-            input_ids, attention_mask=mask, **_their_options(given, request, input_ids.shape[1])
-        )
-    return request.answer(whole[:, input_ids.shape[1] :])
+        for limit, members in _equal_limits(request.limits):
+            prompts_ids = [request.ids[member] for member in members]
+            input_ids, mask = _left_padded(prompts_ids, request.padding, device)
+            length = input_ids.shape[1]
+            whole = model.generate(
+                input_ids, attention_mask=mask, **_their_options(given, request, length, limit)
+            )
+            for member, row in zip(members, whole[:, length:], strict=True):
+                rows[member] = row
+    return request.answer(pad_sequence(rows, batch_first=True, padding_value=request.padding))
 
 
-def _their_options(given: Options, request: Request, prompt_length: int) -> dict[str, Any]:
+def _equal_limits(limits: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Group prompts that may get equally many tokens, so that none ends for another's sake.
+
+    In a group that is cut short by the model's longest sequence all prompts are of one length, and
+    in the other the longest fits: no row, padding included, outgrows the model's positions.
+    """
+    groups: dict[int, list[int]] = {}
+    for number, limit in enumerate(limits):
+        groups.setdefault(limit, []).append(number)
+    return list(groups.items())
+
+
+def _their_options(
+    given: Options, request: Request, prompt_length: int, limit: int
+) -> dict[str, Any]:
     """What ``transformers`` calls them; those that do nothing are left out, or it warns."""
     options: dict[str, Any] = {
-        "max_new_tokens": min(request.limits),
+        "max_new_tokens": limit,
         "do_sample": given.temperature > 0,
         "num_beams": given.num_beams,
         "repetition_penalty": given.repetition_penalty,
