@@ -329,7 +329,22 @@ def _pretrained_network(name_or_path: str | Path, dtype: str, revision: str | No
             f"{config.model_type!r}, {', '.join(missing[:3])} among them, which would start from "
             f"noise; get the whole model, or give a configuration to train a new one"
         )
+    _note_own_head(network)
     return network
+
+
+def _note_own_head(network: Any) -> None:
+    """Say in the configuration that the head is not tied, where the stored one was another.
+
+    ``transformers`` then ties nothing, and leaves the configuration as it was: a network built of
+    it, as for a checkpoint, would be tied again.
+    """
+    head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
+    if head is None or embedding is None or head.weight is embedding.weight:
+        return
+    for config in (network.config, network.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
 
 
 def _refuse_no_causal_lm(config: Any) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_llm.errors import ExistingFileError, UnsupportedError
+from lightning_llm.errors import ExistingFileError, InvalidValueError, UnsupportedError
 from lightning_llm.interop.hf.weights import iterate_to_hf, to_hf_config
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.models.evaluating import evaluating
@@ -162,6 +162,7 @@ def _write_weights(
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         place.update(dict.fromkeys(names, file))
         shard = dict(next(tensors) for _ in names)
+        _refuse_not_finite(shard)
         # Experts are slices of one tensor; a file stores each by itself.
         shard = {
             name: tensor.clone() if tensor._base is not None else tensor
@@ -176,6 +177,17 @@ def _write_weights(
         _write_json(
             folder / "model.safetensors.index.json", {"metadata": total, "weight_map": place}
         )
+
+
+def _refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if wrong:
+            raise InvalidValueError(
+                f"the weights are not finite: {wrong} of the {tensor.numel()} values of {name} are "
+                "NaN or infinite, so the training diverged; nothing was written. Export an earlier "
+                "checkpoint"
+            )
 
 
 def _plan_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -203,7 +215,8 @@ def _check_logits(model: Transformer, folder: Path) -> None:
     ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
     with evaluating(model):
         ours, expected = model(ids).float(), theirs(ids).logits.float()
-    error = ((ours - expected).abs().max() / expected.abs().max()).item()
+    largest = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    error = ((ours - expected).abs().max() / largest).item()
     tolerance = _TOLERANCE[model.head_weight.dtype]
     if not error <= tolerance:
         raise UnsupportedError(

@@ -58,6 +58,7 @@ class Family:
         limits: Problems that depend on several fields, worded for the user.
         neutral: Their fields without effect on logits, beyond :data:`NEUTRAL_FIELDS`.
         converted: Their fields that ``from_hf`` reads.
+        blind_to: Fields that other families read and this one does not, declared or not.
         stored_as: Key in files -> key in memory, where transformers renames what it loads.
         base_prefix: What bare base-model checkpoints leave out in front of their keys.
     """
@@ -74,6 +75,7 @@ class Family:
     limits: Callable[[TransformerConfig], list[str]] = field(default=lambda config: [])
     neutral: frozenset[str] = frozenset()
     converted: frozenset[str] = frozenset()
+    blind_to: frozenset[str] = frozenset()
     stored_as: Mapping[str, str] = field(default_factory=dict)
     base_prefix: str = "model."
 

@@ -27,6 +27,7 @@ from lightning_llm.interop.hf.llama import (
 )
 from lightning_llm.interop.hf.rope import (
     layered_rope_from_hf,
+    layered_rope_problems,
     layered_rope_to_hf,
     rope_from_hf,
     rope_to_hf,
@@ -159,4 +160,5 @@ GEMMA3 = replace(
     converts=GEMMA2.converts | {"sliding_rope_theta"},
     to_hf=_to_gemma3,
     from_hf=_from_gemma3,
+    limits=lambda config: _layered_limits(config) + layered_rope_problems(config),
 )

@@ -165,5 +165,6 @@ GPT2 = Family(
         }
     ),
     converted=frozenset({"activation_function", "resid_pdrop"}),
+    blind_to=frozenset({"head_dim"}),
     base_prefix="transformer.",
 )

@@ -65,6 +65,8 @@ def rotations_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
 def shortest_pattern(letters: Iterable[str]) -> int | str | None:
     """Shortest string that gives the letters when repeated; n for n-1 equal ones and another."""
     whole = "".join(letters)
+    if not whole:
+        return None
     periods = (whole[:length] for length in range(1, len(whole) + 1))
     unit = next(unit for unit in periods if (unit * len(whole))[: len(whole)] == whole)
     is_every_nth = unit[-1] in "LN" and set(unit[:-1]) <= {"S", "R"}

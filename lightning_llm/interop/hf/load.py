@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +15,14 @@ from torch import Tensor
 
 from lightning_llm.errors import InvalidValueError, MissingFileError
 from lightning_llm.interop.hf.tokenizer import stored_tokenizer
-from lightning_llm.interop.hf.weights import from_hf_config, iterate_from_hf
+from lightning_llm.interop.hf.weights import from_hf_config, has_own_head, iterate_from_hf
 from lightning_llm.models import Transformer, TransformerConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_INDEX = "model.safetensors.index.json"
+_SHARD = r"model-\d+-of-\d+\.safetensors"
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
@@ -59,8 +63,15 @@ def load_pretrained(
     """
     folder = _find(path_or_name)
     hf_config = _read_json(folder / "config.json")
-    stored = from_hf_config(hf_config)
     tensors = SafetensorsFolder(folder)
+    if has_own_head(hf_config, tensors):
+        warnings.warn(
+            f"{folder}: config.json says tie_word_embeddings=true, but a different lm_head.weight "
+            "is stored; it is loaded, with tie_embeddings=False, as transformers does",
+            stacklevel=3,
+        )
+        hf_config["tie_word_embeddings"] = False
+    stored = from_hf_config(hf_config)
     model = _meta_model(replace(stored, **overrides))
     if overrides:
         _check_overrides(model, _meta_model(stored), overrides)
@@ -97,25 +108,19 @@ def _check_overrides(model: Transformer, stored: Transformer, overrides: dict[st
 
 
 class SafetensorsFolder(Mapping[str, Tensor]):
-    """The tensors of a folder, read from disk one at a time."""
+    """The tensors of a folder, read from disk one at a time.
+
+    Files are those that ``transformers`` reads: ``model.safetensors``, else those that
+    ``model.safetensors.index.json`` names. Others may lie beside them, such as a publisher's own
+    layout of the same weights.
+    """
 
     def __init__(self, folder: Path) -> None:
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = sorted(set(_read_json(index)["weight_map"].values()))
-            files = [folder / Path(name).name for name in names]
-        else:
-            files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise MissingFileError(
-                f"{folder} holds no .safetensors file; pickled weights (.bin) are not read: load "
-                "them with transformers and save_pretrained them"
-            )
         self._file_of: dict[str, Path] = {}
-        for file in files:
+        for file in _weight_files(folder):
             if not file.is_file():
                 raise MissingFileError(
-                    f"{file} is named by {index.name} and missing; copy the folder again, whole"
+                    f"{file} is named by {_INDEX} and missing; copy the folder again, whole"
                 )
             with _opened(file) as handle:
                 self._file_of.update(dict.fromkeys(handle.keys(), file))
@@ -130,6 +135,34 @@ class SafetensorsFolder(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._file_of)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files with the model's weights, by the names that ``transformers`` gives them.
+
+    Raises:
+        FileNotFoundError: There are none, or several of which none has such a name.
+    """
+    whole, index = folder / "model.safetensors", folder / _INDEX
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        names = sorted(set(_read_json(index)["weight_map"].values()))
+        return [folder / Path(name).name for name in names]
+    found = sorted(folder.glob("*.safetensors"))
+    shards = [file for file in found if re.fullmatch(_SHARD, file.name)]
+    if len(found) == 1 or shards:
+        return shards or found
+    if found:
+        raise MissingFileError(
+            f"{folder} holds {', '.join(file.name for file in found[:3])} and neither "
+            f"model.safetensors nor {_INDEX}, so which of them are the model's weights is unknown; "
+            "rename the file of the weights to model.safetensors"
+        )
+    raise MissingFileError(
+        f"{folder} holds no .safetensors file; pickled weights (.bin) are not read: load them with "
+        "transformers and save_pretrained them"
+    )
 
 
 def _opened(file: Path) -> Any:
@@ -147,9 +180,16 @@ def check_model_folder(folder: Path) -> None:
     Raises:
         FileNotFoundError: It does not; the message says what to do.
     """
+    has_adapters = (folder / "adapter_config.json").is_file()
     if (folder / "config.json").is_file():
-        return
-    if (folder / "adapter_config.json").is_file():
+        if not has_adapters:
+            return
+        raise InvalidValueError(
+            f"{folder} holds a model and, beside it, adapters (adapter_config.json) that "
+            "transformers would add to it; merge them into the weights first, or move "
+            "adapter_config.json elsewhere to load the model without them"
+        )
+    if has_adapters:
         raise MissingFileError(
             f"{folder} holds adapters without their model: export the run's checkpoint, or "
             "save_pretrained(directory) without merge=False, which writes the merged model"
@@ -169,7 +209,13 @@ def _find(path_or_name: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(path_or_name), allow_patterns=list(_FILES)))
+        return Path(
+            snapshot_download(
+                str(path_or_name),
+                allow_patterns=list(_FILES),
+                ignore_patterns=["consolidated*"],  # a publisher's own layout of the same weights
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise MissingFileError(
             f"{path_or_name} is neither a folder nor a model of the Hugging Face hub that can be "

@@ -22,6 +22,7 @@ from lightning_llm.interop.hf.llama import (
 )
 from lightning_llm.interop.hf.rope import (
     layered_rope_from_hf,
+    layered_rope_problems,
     layered_rope_to_hf,
     rope_from_hf,
     rope_to_hf,
@@ -35,7 +36,16 @@ _AFTER = {
 
 
 def _to_olmo2(config: TransformerConfig) -> dict[str, Any]:
-    return {"hidden_act": ACTIVATIONS[config.mlp], **rope_to_hf(config)}
+    return {**_common_to_hf(config), **rope_to_hf(config)}
+
+
+def _common_to_hf(config: TransformerConfig) -> dict[str, Any]:
+    assert config.head_dim is not None
+    own = config.head_dim * config.n_heads != config.dim
+    return {
+        "hidden_act": ACTIVATIONS[config.mlp],
+        **({"head_dim": config.head_dim} if own else {}),
+    }
 
 
 def _from_olmo2(hf: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +54,8 @@ def _from_olmo2(hf: dict[str, Any]) -> dict[str, Any]:
 
 def _common_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     return {
-        "head_dim": hf["hidden_size"] // hf["num_attention_heads"],
+        # Not declared by their configurations, and read by their models where a file has it.
+        "head_dim": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
         "norm": "rmsnorm",
         "norm_placement": "post",
         "mlp": activation_from_hf(hf),
@@ -54,8 +65,11 @@ def _common_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_olmo3(config: TransformerConfig) -> dict[str, Any]:
-    act = {"hidden_act": ACTIVATIONS[config.mlp]}
-    return {**act, **layered_windows_to_hf(config), **layered_rope_to_hf(config)}
+    return {
+        **_common_to_hf(config),
+        **layered_windows_to_hf(config),
+        **layered_rope_to_hf(config),
+    }
 
 
 def _from_olmo3(hf: dict[str, Any]) -> dict[str, Any]:
@@ -69,10 +83,9 @@ def _from_olmo3(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limits(config: TransformerConfig) -> list[str]:
-    assert config.head_dim is not None
     found = equal_biases(config)
-    if config.head_dim * config.n_heads != config.dim:
-        found.append(f"head_dim={config.head_dim} (olmo has head_dim = dim / n_heads)")
+    if config.dim % config.n_heads:
+        found.append(f"n_heads={config.n_heads} (olmo needs it to divide dim={config.dim})")
     return found
 
 
@@ -107,5 +120,6 @@ OLMO3 = replace(
     unused=OLMO2.unused - {"sliding_window_pattern"},
     to_hf=_to_olmo3,
     from_hf=_from_olmo3,
+    limits=lambda config: _limits(config) + layered_rope_problems(config),
     converted=OLMO2.converted | {"layer_types", "sliding_window"},
 )

@@ -33,7 +33,10 @@ def _tensors(config: TransformerConfig) -> Iterator[TensorMap]:
 
 
 def _to_hf(config: TransformerConfig) -> dict[str, Any]:
+    assert config.head_dim is not None
+    own = config.head_dim * config.n_heads != config.dim
     return {
+        **({"head_dim": config.head_dim} if own else {}),
         "hidden_act": ACTIVATIONS[config.mlp],
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
@@ -44,7 +47,8 @@ def _to_hf(config: TransformerConfig) -> dict[str, Any]:
 
 def _from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     return {
-        "head_dim": hf["hidden_size"] // hf["num_attention_heads"],
+        # Not declared by its configuration, and read by its model where a file has it.
+        "head_dim": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
         "norm": "rmsnorm",
         "mlp": activation_from_hf(hf),
         "dropout": hf["resid_pdrop"],
@@ -53,10 +57,9 @@ def _from_hf(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limits(config: TransformerConfig) -> list[str]:
-    assert config.head_dim is not None
-    if config.head_dim * config.n_heads == config.dim:
+    if config.dim % config.n_heads == 0:
         return []
-    return [f"head_dim={config.head_dim} (phi3 has head_dim = dim / n_heads)"]
+    return [f"n_heads={config.n_heads} (phi3 needs it to divide dim={config.dim})"]
 
 
 PHI3 = replace(

@@ -72,6 +72,14 @@ def layered_rope_to_hf(config: TransformerConfig) -> dict[str, Any]:
     return {"rope_parameters": {"full_attention": full, "sliding_attention": local}}
 
 
+def layered_rope_problems(config: TransformerConfig) -> list[str]:
+    """What layered parameters cannot express."""
+    scaling = config.rope_scaling or {}
+    if scaling.get("truncate", True):
+        return []
+    return [f"rope_scaling={scaling} (its truncate is not read where layers have their own)"]
+
+
 def layered_rope_from_hf(hf: dict[str, Any], *, has_window: bool) -> dict[str, Any]:
     """Inverse of :func:`layered_rope_to_hf`.
 
@@ -79,8 +87,10 @@ def layered_rope_from_hf(hf: dict[str, Any], *, has_window: bool) -> dict[str, A
         ValueError: A kind of scaling we do not have, or one in the layers with a window alone.
     """
     parameters = hf["rope_parameters"]
-    full = _read(hf, parameters["full_attention"])
-    local = _read(hf, parameters["sliding_attention"])
+    # transformers looks for it beside the two, and nowhere else.
+    truncate = {"truncate": parameters.get("truncate")}
+    full = _read(hf, {**parameters["full_attention"], **truncate})
+    local = _read(hf, {**parameters["sliding_attention"], **truncate})
     found = {"positions": "rope", **full}
     if not has_window or local == full:
         return found

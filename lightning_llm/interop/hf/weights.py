@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from lightning_llm.errors import InvalidValueError, MissingPackageError
 from lightning_llm.interop.hf.families import FAMILIES
 from lightning_llm.interop.hf.family import NEUTRAL_FIELDS, WAY_OUT, ExportError, Family
 from lightning_llm.models import TransformerConfig
+
+_HEAD = "lm_head.weight"  # under this name in the memory of every family
 
 # Buffers that old checkpoints carry and that follow from the configuration.
 _DERIVED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
@@ -89,7 +91,26 @@ def from_hf_config(hf_config: Mapping[str, Any]) -> TransformerConfig:
     theirs = _with_defaults(family, hf_config)
     ours = {name: theirs[field] for name, field in family.fields.items()}
     ours.update(family.from_hf(theirs))
-    return TransformerConfig(**ours)
+    config = TransformerConfig(**ours)
+    _refuse_undeclared(family, theirs, config)
+    return config
+
+
+def _refuse_undeclared(
+    family: Family, theirs: Mapping[str, Any], config: TransformerConfig
+) -> None:
+    """Refuse what their models read from a file although their configuration does not declare it.
+
+    Raises:
+        ValueError: Names the field.
+    """
+    expected = {"is_causal": True, "head_dim": config.head_dim}
+    for name, value in expected.items():
+        if name not in family.blind_to and theirs.get(name, value) not in (value, None):
+            raise InvalidValueError(
+                f"config.json: {name}={theirs[name]!r} of model_type={family.model_type!r} has no "
+                f"counterpart here; supported: {value!r}. {WAY_OUT}"
+            )
 
 
 def to_hf_state_dict(
@@ -153,10 +174,41 @@ def iterate_from_hf(
     config = from_hf_config(hf_config)
     table = [row for row in family.tensors(config) if row.ours]
     names = _stored_names(family, config, tensors)
+    if has_own_head(hf_config, tensors):
+        raise InvalidValueError(
+            "config.json says tie_word_embeddings=true, but lm_head.weight is stored and differs "
+            "from the embedding; set tie_word_embeddings to false, which is how transformers and "
+            "CausalLM.from_pretrained load these weights"
+        )
     _check_keys({name for row in table for name in row.theirs}, set(names), "checkpoint")
     for row in table:
         found = row.from_hf(*(tensors[names[name]] for name in row.theirs))
         yield from zip(row.ours, found, strict=True)
+
+
+def has_own_head(hf_config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the output head is stored and differs from an embedding it should be tied to.
+
+    ``transformers`` then ties nothing, whatever the configuration says: the weights are those of
+    the network that was saved.
+
+    Args:
+        hf_config: Contents of ``config.json``.
+        tensors: Their weights; two of them are read, and only where both are stored.
+    """
+    family = _family_named(hf_config)
+    config = from_hf_config(hf_config)
+    if not config.tie_embeddings:
+        return False
+    names = _stored_names(family, replace(config, tie_embeddings=False), tensors)
+    head, embedding = names.get(_HEAD), names.get(_embedding(family, config))
+    if head is None or embedding is None:
+        return False
+    return not torch.equal(tensors[head], tensors[embedding])
+
+
+def _embedding(family: Family, config: TransformerConfig) -> str:
+    return next(iter(family.tensors(config))).theirs[0]
 
 
 def _stored_names(
@@ -164,16 +216,20 @@ def _stored_names(
 ) -> dict[str, str]:
     """Full name -> name in the file; base-model files lack the prefix, old ones hold buffers."""
     base = not any(name.startswith(family.base_prefix) for name in tensors)
-    names = {}
+    names: dict[str, str] = {}
+    head = None
     for name in tensors:
         if name.endswith(_DERIVED_SUFFIXES):
             continue
         in_memory = family.stored_as.get(name, name)
-        if in_memory == "lm_head.weight":
-            if not config.tie_embeddings:
-                names[in_memory] = name
+        if in_memory == _HEAD:
+            head = name
             continue
         names[family.base_prefix + name if base else name] = name
+    if head is not None and not config.tie_embeddings:
+        names[_HEAD] = head
+    elif head is not None:  # of two that are tied, one is enough
+        names.setdefault(_embedding(family, config), head)
     return names
 
 
