@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_llm.batches import IGNORE_INDEX, targets_of
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
+from lightning_llm.generation.ends import of_another_vocabulary, same_ends, text_ends
 from lightning_llm.losses import (
     BackendName,
     linear_cross_entropy,
@@ -49,6 +50,11 @@ class LanguageModule(TokenLossModule):
         loss_chunk_size: Rows of logits alive at a time; chosen automatically when not given.
         loss_backend: Implementation of the loss in training: ``auto``, ``chunked``, ``torch``,
             ``liger`` or ``cce``; see `lightning_llm.losses.linear_cross_entropy`.
+
+    Attributes:
+        tokenizer: The Hugging Face tokenizer of the model, or None.
+        generation_config: The contents of the ``generation_config.json`` that came with the
+            weights; empty without one. Exports keep its fields.
     """
 
     model: Any  # the network
@@ -72,6 +78,7 @@ class LanguageModule(TokenLossModule):
         self.loss_chunk_size = loss_chunk_size
         self.loss_backend = loss_backend
         self.tokenizer: Any = None
+        self.generation_config: dict[str, Any] = {}
         self._restored_tokenizer: dict[str, str] | None = None
 
     # ------------------------------------------------------------------ what a network supplies
@@ -199,7 +206,17 @@ class LanguageModule(TokenLossModule):
             )
         tokenizer = getattr(data, "tokenizer", None)
         if tokenizer is not None and hasattr(tokenizer, "save_pretrained"):
+            if not same_ends(self.tokenizer, tokenizer, self.generation_config):
+                self.generation_config = of_another_vocabulary(self.generation_config)
             self.tokenizer = tokenizer
+
+    def text_ends(self) -> list[int]:
+        """Return the ids that end a text, wherever this model generates or is exported.
+
+        They are those of ``generation_config``, the tokenizer's end-of-text token, and what closes
+        the assistant's turn in its chat template.
+        """
+        return text_ends(self.tokenizer, self.generation_config)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -213,6 +230,7 @@ class LanguageModule(TokenLossModule):
         checkpoint[CHECKPOINT_KEY] = {
             **self.checkpoint_entry(),
             "tokenizer": self._restored_tokenizer,
+            "generation_config": self._settings_with_ends(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -227,6 +245,8 @@ class LanguageModule(TokenLossModule):
         if saved is None:
             return
         self.check_checkpoint_entry(saved)
+        if saved.get("generation_config") is not None:  # older checkpoints have none
+            self.generation_config = dict(saved["generation_config"])
         files = saved["tokenizer"]
         if files is None:
             return
@@ -241,3 +261,7 @@ class LanguageModule(TokenLossModule):
                 "(export it with `lightning-llm export`, then `tokenizer: {pretrained: DIR}`)"
             )
         self._restored_tokenizer = files
+
+    def _settings_with_ends(self) -> dict[str, Any]:
+        ends = self.text_ends()
+        return {**self.generation_config, **({"eos_token_id": ends} if ends else {})}

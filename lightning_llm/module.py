@@ -121,10 +121,12 @@ class CausalLM(LanguageModule):
             prompts: Strings (the continuations are returned, without the prompts), or token ids
                 ``(B, T) int64`` (returned with the new ids appended).
             **options: ``max_new_tokens``, ``temperature`` (0 is greedy), ``top_k``, ``top_p``,
-                ``num_beams``, ``seed``, ``stop``, ...
+                ``num_beams``, ``seed``, ``stop``, ``eos_token_id`` (by default `text_ends`), ...
         """
         from lightning_llm.generation import generate
 
+        if options.get("eos_token_id") is None:
+            options["eos_token_id"] = self.text_ends()
         return generate(self.model, prompts, tokenizer=self.tokenizer, **options)
 
     def flops_per_token(self, seq_len: int, **options: Any) -> int:
@@ -152,17 +154,20 @@ class CausalLM(LanguageModule):
 
         In a recipe it is a ``class_path``: ``lightning_llm.CausalLM.from_pretrained``.
         """
-        from lightning_llm.interop.hf import load_pretrained
+        from lightning_llm.interop.hf.generation_settings import stored_generation_config
+        from lightning_llm.interop.hf.load import find_pretrained, load_pretrained
 
         options.pop("vocab_size", None)
         # Under a strategy that hands out the first rank's weights, the others need none.
         left = dtype is not None and left_to_first_rank(cls, of=CausalLM)
-        model, tokenizer = load_pretrained(path_or_name, dtype=dtype, weights=not left)
+        folder = find_pretrained(path_or_name)
+        model, tokenizer = load_pretrained(folder, dtype=dtype, weights=not left)
         # The constructor's own network would only be thrown away: build it without memory.
         with torch.device("meta"):
             module = cls(model.config, **options)
         module.model = model
         module.tokenizer = tokenizer
+        module.generation_config = stored_generation_config(folder)
         if left:
             leave_to_first_rank(module)
         return module
@@ -186,7 +191,12 @@ class CausalLM(LanguageModule):
                 with torch.device("meta"):
                     model = self.build_model()
                 model.load_state_dict(weights, assign=True)
-            save_pretrained(model, directory, tokenizer=self.tokenizer)
+            save_pretrained(
+                model,
+                directory,
+                tokenizer=self.tokenizer,
+                generation_config=self.generation_config,
+            )
         if self._trainer is not None:
             self._trainer.strategy.barrier("save_pretrained")
 

@@ -67,6 +67,7 @@ def _from_contents(checkpoint: dict[str, Any], path: Path) -> CausalLM | HFCausa
         if name.startswith("model.")
     }
     module.model.load_state_dict(weights, assign=True)
+    module.generation_config = dict(saved.get("generation_config") or {})
     if saved["tokenizer"] is not None:
         from lightning_llm.interop.hf import unpack_tokenizer
 

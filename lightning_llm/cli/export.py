@@ -67,6 +67,7 @@ def run_export(arguments: Sequence[str]) -> int:
         module.model,
         options.output,
         tokenizer=module.tokenizer,
+        generation_config=module.generation_config,
         check=check,
         max_shard_bytes=options.max_shard_bytes,
     )

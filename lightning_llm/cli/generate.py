@@ -27,6 +27,13 @@ def generate_parser() -> Any:
     add("--top_p", type=float | None, default=None)
     add("--num_beams", type=int, default=1)
     add("--stop", type=list[str] | None, default=None, help="Strings that end a completion.")
+    add(
+        "--eos_token_id",
+        type=int | list[int] | None,
+        default=None,
+        help="Ids that end a completion; [] for none. Default: those of the tokenizer, its chat "
+        "template and generation_config.json.",
+    )
     add("--seed", type=int | None, default=None)
     add("--device", type=str | None, default=None, help="cpu, cuda, cuda:1; default: cuda if any.")
     return parser
@@ -61,6 +68,7 @@ def run_generate(arguments: Sequence[str]) -> int:
         top_p=options.top_p,
         num_beams=options.num_beams,
         stop=options.stop,
+        eos_token_id=options.eos_token_id,
         seed=options.seed,
     )
     for completion in completions:

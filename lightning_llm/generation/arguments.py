@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
+from lightning_llm.generation.ends import id_list, text_ends
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,16 @@ def length_limits(
     return [min(max_new_tokens, max_seq_len - len(prompt)) for prompt in prompts]
 
 
-def eos_ids(eos_token_id: int | Sequence[int] | None, tokenizer: Any) -> list[int]:
-    """The ids that end a sequence: those given, else the tokenizer's, else none."""
-    if eos_token_id is None:
-        eos_token_id = getattr(tokenizer, "eos_token_id", None)
-    if eos_token_id is None:
-        return []
-    return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+def eos_ids(
+    given: int | Sequence[int] | None, tokenizer: Any, default: Sequence[int] | None = None
+) -> list[int]:
+    """The ids that end a sequence: those given, even if there are none of them; else the default.
+
+    Without a default they are the tokenizer's.
+    """
+    if given is not None:
+        return id_list(given)
+    return text_ends(tokenizer) if default is None else list(default)
 
 
 def pad_id(pad_token_id: int | None, tokenizer: Any, eos: list[int]) -> int:

@@ -63,8 +63,11 @@ def generate(
         length_penalty: Of beam search; above 0 favours long continuations.
         repetition_penalty: Above 1 makes tokens of prompt and continuation less likely.
         seed: Of sampling, which never touches torch's global generator if given.
-        stop: A string or several; a text ends before the first, token ids after it.
-        eos_token_id: Default: the tokenizer's.
+        stop: A string or several; a text ends before the first, token ids after it. Names of
+            special tokens, such as ``<|im_end|>``, stop at these tokens.
+        eos_token_id: The ids that end a sequence; ``[]`` for none. Default: the tokenizer's
+            end-of-text token and what closes a turn in its chat template, see
+            :func:`~lightning_llm.generation.ends.text_ends`.
         pad_token_id: Fills token ids after an end. Default: the tokenizer's, else the first
             ``eos_token_id``, else 0.
         use_cache: Keep keys and values of past tokens; without, the same result more slowly.

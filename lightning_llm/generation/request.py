@@ -26,7 +26,8 @@ class Request:
         options: Of the call.
         max_seq_len: Longest sequence of the model.
         vocab_size: Number of its token ids.
-        default_eos: What ends a sequence where neither options nor tokenizer say.
+        default_eos: What ends a sequence where the options do not say; by default what the
+            tokenizer and its chat template say.
 
     Attributes:
         ids: Token ids of each prompt.
@@ -48,7 +49,7 @@ class Request:
         *,
         max_seq_len: int,
         vocab_size: int,
-        default_eos: int | Sequence[int] | None = None,
+        default_eos: Sequence[int] | None = None,
     ) -> None:
         self._prompts, self._tokenizer = prompts, tokenizer
         if isinstance(prompts, Tensor):
@@ -56,7 +57,7 @@ class Request:
         else:
             self.ids = encode_prompts(tokenizer, prompts)
         self.limits = length_limits(self.ids, options.max_new_tokens, max_seq_len, vocab_size)
-        self.eos = eos_ids(options.eos_token_id, tokenizer) or eos_ids(default_eos, None)
+        self.eos = eos_ids(options.eos_token_id, tokenizer, default_eos)
         self.padding = pad_id(options.pad_token_id, tokenizer, self.eos)
         self.stopper = StopStrings(tokenizer, options.stops) if options.stops else None
 
@@ -76,5 +77,6 @@ class Request:
 
     def _text(self, prompt: list[int], row: list[int]) -> str:
         end = next((i for i, token in enumerate(row) if token in self.eos), len(row))
-        text = decode_continuation(self._tokenizer, prompt, row[:end])
-        return text if self.stopper is None else self.stopper.cut(text)
+        if self.stopper is not None:
+            return self.stopper.text(prompt, row[:end])
+        return decode_continuation(self._tokenizer, prompt, row[:end])

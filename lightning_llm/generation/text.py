@@ -62,12 +62,17 @@ def decode_continuation(tokenizer: Any, prompt: Sequence[int], new: Sequence[int
     return whole[len(start) :] if whole.startswith(start) else _decode(tokenizer, new)
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _decode(tokenizer: Any, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    return tokenizer.decode(
+        ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+    )
 
 
 class StopStrings:
     """Strings at which a continuation ends.
+
+    They are looked for in the text, and in the text with the names of special tokens, which
+    decoding otherwise leaves out: ``<|im_end|>`` or ``<|`` stops at the token.
 
     Args:
         tokenizer: Decodes what was generated.
@@ -79,6 +84,8 @@ class StopStrings:
         self._strings = tuple(strings)
         longest = max(map(len, strings))
         self._window = _TOKENS_PER_CHARACTER * longest + _EDGE_TOKENS
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._special = {index for index, token in added.items() if token.special}
 
     def hits(self, tokens: Tensor) -> Tensor:
         """Which sequences contain a stop string near their end.
@@ -89,12 +96,41 @@ class StopStrings:
         Returns:
             (R,) bool. Reads the tokens on the host: one wait for the device.
         """
-        tails = tokens[:, -self._window :].tolist()
-        texts = (_decode(self._tokenizer, tail) for tail in tails)
-        found = [any(stop in text for stop in self._strings) for text in texts]
+        found = [self._is_in(tail) for tail in tokens[:, -self._window :].tolist()]
         return torch.tensor(found, device=tokens.device)
+
+    def text(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+        """The text that ``new`` adds to ``prompt``, before the first stop string."""
+        text = self.cut(decode_continuation(self._tokenizer, prompt, new))
+        if self._special.isdisjoint(new):
+            return text
+        named = self._before_named(prompt, new)
+        return text if named is None or len(text) < len(named) else named
 
     def cut(self, text: str) -> str:
         """The text before the first stop string."""
+        return text[: self._find(text)]
+
+    def _is_in(self, tokens: Sequence[int]) -> bool:
+        if self._find(_decode(self._tokenizer, tokens)) is not None:
+            return True
+        return not self._special.isdisjoint(tokens) and self._find(self._named(tokens)) is not None
+
+    def _before_named(self, prompt: Sequence[int], new: Sequence[int]) -> str | None:
+        """The text before the first stop string that has a special token's name in it."""
+        position = self._find(self._named(new))
+        if position is None:
+            return None
+        count = next(n for n in range(len(new) + 1) if len(self._named(new[: n + 1])) > position)
+        text = decode_continuation(self._tokenizer, prompt, new[:count])
+        if new[count] in self._special:
+            return text
+        # The string begins within a token.
+        return text + self._named(new[: count + 1])[len(self._named(new[:count])) : position]
+
+    def _named(self, tokens: Sequence[int]) -> str:
+        return _decode(self._tokenizer, tokens, skip_special_tokens=False)
+
+    def _find(self, text: str) -> int | None:
         ends = [text.find(stop) for stop in self._strings]
-        return text[: min((end for end in ends if end >= 0), default=len(text))]
+        return min((end for end in ends if end >= 0), default=None)

@@ -14,10 +14,16 @@ from torch import Tensor, nn
 
 from lightning_llm.batches import documents_of
 from lightning_llm.errors import InvalidValueError, MissingFileError
+from lightning_llm.generation.ends import id_list, of_another_vocabulary
 from lightning_llm.interop.hf.adapters import adapter_config, with_adapters
-from lightning_llm.interop.hf.continuation import generate_with_transformers
+from lightning_llm.interop.hf.continuation import generate_with_transformers, without_settings
 from lightning_llm.interop.hf.decoder import Decoder
 from lightning_llm.interop.hf.flops import network_flops_per_token
+from lightning_llm.interop.hf.generation_settings import (
+    generation_settings,
+    stored_generation_config,
+    write_generation_config,
+)
 from lightning_llm.interop.hf.load import check_model_folder
 from lightning_llm.interop.hf.tokenizer import stored_tokenizer
 from lightning_llm.language import CHECKPOINT_KEY, LanguageModule, OutputHead
@@ -98,6 +104,7 @@ class HFCausalLM(LanguageModule):
         else:
             network = _pretrained_network(name_or_path, dtype, revision)
             self.tokenizer = stored_tokenizer(name_or_path, revision=revision)
+            self.generation_config = stored_generation_config(name_or_path, revision=revision)
             folder = Path(name_or_path)
             name = str(folder.resolve() if folder.is_dir() else name_or_path)
             self._base = {"name_or_path": name, "revision": revision, "dtype": dtype}
@@ -154,8 +161,15 @@ class HFCausalLM(LanguageModule):
             **options: Those of `lightning_llm.generation.generate`.
         """
         return generate_with_transformers(
-            self.network, prompts, tokenizer=self.tokenizer, **options
+            self.network, prompts, tokenizer=self.tokenizer, ends=self.text_ends(), **options
         )
+
+    def text_ends(self) -> list[int]:
+        """Return the ids that end a text, as for `CausalLM`.
+
+        A new network without a tokenizer ends at the id of its configuration.
+        """
+        return super().text_ends() or id_list(self.network.generation_config.eos_token_id)
 
     def flops_per_token(self, seq_len: int, *, causal: bool = False) -> int:
         """Floating-point operations per trained token; frozen weights cost two thirds."""
@@ -186,13 +200,25 @@ class HFCausalLM(LanguageModule):
                 model = whole.model.merge_and_unload()
             elif merge:
                 model = copy.deepcopy(model).merge_and_unload()
-            model.save_pretrained(
-                directory, **({"state_dict": weights} if sharded and not merge else {})
-            )
+            options = {"state_dict": weights} if sharded and not merge else {}
+            if self._has_adapters and not merge:
+                model.save_pretrained(directory, **options)
+            else:
+                with without_settings(model):
+                    model.save_pretrained(directory, **options)
+                write_generation_config(directory, self._settings())
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(directory)
         if self._trainer is not None:
             self._trainer.strategy.barrier("save_pretrained")
+
+    def _settings(self) -> dict[str, Any]:
+        """What the export's ``generation_config.json`` holds."""
+        settings = self.generation_config
+        if not settings:  # a new network: its ids are of the vocabulary it is trained on
+            settings = self.network.generation_config.to_diff_dict()
+            settings = settings if self.tokenizer is None else of_another_vocabulary(settings)
+        return generation_settings(settings, self.tokenizer)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,18 +23,20 @@ def generate_with_transformers(
     prompts: Sequence[str] | Tensor,
     *,
     tokenizer: Any = None,
+    ends: Sequence[int] | None = None,
     **options: Any,
 ) -> list[str] | Tensor:
     """Continue prompts with ``network.generate``.
 
-    Settings that a model's ``generation_config`` brings along (sampling, penalties) do not apply,
-    except its end of sequence where there is no tokenizer. Each prompt is continued until it
+    Settings that a model's ``generation_config`` brings along (sampling, penalties) do not apply;
+    what ends a text is an argument. Each prompt is continued until it
     reaches the model's longest sequence by itself, however long its neighbours are.
 
     Args:
         network: From `AutoModelForCausalLM`.
         prompts: Strings, or token ids (B, T) int64.
         tokenizer: A Hugging Face tokenizer; needed for strings and for ``stop``.
+        ends: Ids that end a text where the options do not say; by default the tokenizer's.
         **options: Those of `lightning_llm.generation.generate`.
     """
     given = Options(**options)
@@ -48,12 +51,16 @@ def generate_with_transformers(
         given,
         max_seq_len=getattr(config, "max_position_embeddings", None) or _NO_LIMIT,
         vocab_size=config.vocab_size,
-        default_eos=model.generation_config.eos_token_id,
+        default_eos=ends,
     )
     device = next(network.parameters()).device
     devices = [device] if device.type == "cuda" else []
     rows: list[Tensor] = [torch.empty(0)] * len(request.ids)
-    with evaluating(network), torch.random.fork_rng(devices, enabled=given.seed is not None):
+    with (
+        evaluating(network),
+        without_settings(model),
+        torch.random.fork_rng(devices, enabled=given.seed is not None),
+    ):
         if given.seed is not None:
             torch.manual_seed(given.seed)
         for limit, members in _equal_limits(request.limits):
@@ -66,6 +73,17 @@ def generate_with_transformers(
             for member, row in zip(members, whole[:, length:], strict=True):
                 rows[member] = row
     return request.answer(pad_sequence(rows, batch_first=True, padding_value=request.padding))
+
+
+@contextmanager
+def without_settings(model: Any) -> Iterator[None]:
+    """The settings that came with a model would stand in for every option that is not given."""
+    settings = model.generation_config
+    model.generation_config = type(settings)()
+    try:
+        yield
+    finally:
+        model.generation_config = settings
 
 
 def _equal_limits(limits: Sequence[int]) -> list[tuple[int, list[int]]]:

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 from lightning_llm.errors import ExistingFileError, InvalidValueError, UnsupportedError
+from lightning_llm.interop.hf.generation_settings import (
+    generation_settings,
+    write_generation_config,
+)
 from lightning_llm.interop.hf.weights import iterate_to_hf, to_hf_config
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.models.evaluating import evaluating
@@ -33,6 +37,7 @@ def save_pretrained(
     directory: str | Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    generation_config: Mapping[str, Any] | None = None,
     check: bool = True,
     state_dict: Mapping[str, Tensor] | None = None,
     max_shard_bytes: int = 5_000_000_000,
@@ -46,6 +51,8 @@ def save_pretrained(
         model: What to export; weights keep their dtype.
         directory: Folder to write.
         tokenizer: Written along; its special ids go into the configuration.
+        generation_config: What came with the model; its fields are kept, and what else ends a
+            text is added.
         check: Load the result with ``transformers`` and compare logits on a random batch. Needs
             the memory of one more model.
         state_dict: Full weights, where the model's own are sharded or wrapped.
@@ -63,6 +70,7 @@ def save_pretrained(
         {name: tensor.to("meta") for name, tensor in weights.items()},
         Path(directory),
         tokenizer=tokenizer,
+        generation_config=generation_config,
         check=partial(_check_logits, model) if check else None,
         max_shard_bytes=max_shard_bytes,
     )
@@ -75,6 +83,7 @@ def write_pretrained(
     directory: Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None,
+    generation_config: Mapping[str, Any] | None,
     check: Callable[[Path], None] | None,
     max_shard_bytes: int,
 ) -> None:
@@ -88,14 +97,13 @@ def write_pretrained(
         shapes: The same on the meta device.
         directory: Folder to write.
         tokenizer: As in :func:`save_pretrained`.
+        generation_config: As in :func:`save_pretrained`.
         check: Called with the folder before it gets its name; raises to leave what was there.
         max_shard_bytes: As in :func:`save_pretrained`.
     """
     target = directory.resolve()
-    ids = {
-        name: getattr(tokenizer, name, None)
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-    }
+    settings = generation_settings(generation_config, tokenizer)
+    ids = {name: settings.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     hf_config = to_hf_config(config, dtype=shapes["embedding.weight"].dtype, **ids)
     _refuse_foreign(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,8 +111,7 @@ def write_pretrained(
         folder = Path(temporary, "export")
         folder.mkdir()
         _write_json(folder / "config.json", hf_config)
-        known = {name: value for name, value in ids.items() if value is not None}
-        _write_json(folder / "generation_config.json", known)
+        write_generation_config(folder, settings)
         _write_weights(folder, config, weights, shapes, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

@@ -34,7 +34,7 @@ def export_stored(
 
     Args:
         saved: What a checkpoint of :class:`~lightning_llm.CausalLM` holds besides weights:
-            ``config`` and ``tokenizer``.
+            ``config``, ``tokenizer`` and ``generation_config``.
         weights: By their names in :class:`~lightning_llm.models.Transformer`.
         shapes: The same on the meta device.
         directory: Folder to write; an earlier export is replaced.
@@ -51,6 +51,7 @@ def export_stored(
         shapes,
         directory,
         tokenizer=None if packed is None else unpack_tokenizer(packed),
+        generation_config=saved.get("generation_config"),
         check=partial(_check_weights, weights),
         max_shard_bytes=max_shard_bytes,
     )

@@ -61,7 +61,7 @@ def load_pretrained(
         FileNotFoundError: No such folder and not reachable as a hub name, or files are missing.
         ValueError: An architecture, value or weight that we have no counterpart for.
     """
-    folder = _find(path_or_name)
+    folder = find_pretrained(path_or_name)
     hf_config = _read_json(folder / "config.json")
     tensors = SafetensorsFolder(folder)
     if has_own_head(hf_config, tensors):
@@ -200,7 +200,12 @@ def check_model_folder(folder: Path) -> None:
     )
 
 
-def _find(path_or_name: str | Path) -> Path:
+def find_pretrained(path_or_name: str | Path) -> Path:
+    """Return the folder of a model, downloaded first if it is a name on the hub.
+
+    Raises:
+        FileNotFoundError: No such folder and not reachable as a hub name, or no model in it.
+    """
     folder = Path(path_or_name)
     if folder.is_dir():
         check_model_folder(folder)

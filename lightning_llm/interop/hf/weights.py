@@ -42,7 +42,7 @@ def to_hf_config(
     *,
     dtype: torch.dtype = torch.float32,
     bos_token_id: int | None = None,
-    eos_token_id: int | None = None,
+    eos_token_id: int | list[int] | None = None,
     pad_token_id: int | None = None,
 ) -> dict[str, Any]:
     """The contents of ``config.json`` for a configuration of ours.
