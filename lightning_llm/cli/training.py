@@ -25,6 +25,9 @@ from lightning_llm.cli.recipe import (
 )
 from lightning_llm.cli.recipe_text import install_guard
 from lightning_llm.cli.resume import Resume, checkpoint_to_resume
+from lightning_llm.cli.run_folder import folder_of_recipe, folder_of_trainer
+from lightning_llm.cli.run_identity import RunIdentity, RunStamp
+from lightning_llm.cli.run_start import check_folder, checkpoint_of_run
 from lightning_llm.cli.safeguards import (
     missing_callbacks,
     missing_logger,
@@ -56,9 +59,16 @@ def run_training(command: str, arguments: list[str]) -> int:
     )
     _probe_output(trainer)
     options = {name: cli.config[name] for name in cli.command_options if name in cli.config}
-    options["ckpt_path"] = checkpoint_to_resume(
-        options.pop("resume", "never"), options["ckpt_path"], Path(trainer.default_root_dir)
-    )
+    if command == "fit":
+        options = {"ckpt_path": checkpoint_of_run(cli)}
+    else:
+        options["ckpt_path"] = checkpoint_to_resume(
+            "never",
+            options["ckpt_path"],
+            folder_of_trainer(trainer),
+            cli.identity,
+            evaluates=True,
+        )
     if command != "fit" and options["ckpt_path"] is None:
         sys.stderr.write("no --ckpt_path: these are the weights that the model starts with\n")
     if command == "predict":
@@ -119,9 +129,19 @@ class RecipeCLI(LightningCLI):
             load_from_checkpoint_support=False,
         )
 
+    @property
+    def identity(self) -> RunIdentity:
+        """What tells the runs of this recipe from those of another."""
+        data = self.config.get("data")
+        arguments = data.get("init_args") if data is not None else None
+        return RunIdentity(self.model, self.datamodule, arguments or {}, self._seed)
+
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse the given arguments; `sys.argv` plays no part."""
         self.config = parser.parse_args(args)
+        seed = self.config.get("seed_everything")
+        # With `true`, every start draws another.
+        self._seed = None if isinstance(seed, bool) else seed
         strategy = self.config.trainer.strategy
         if isinstance(strategy, str) and "." in strategy:
             # A class path by itself, which Lightning's type takes for a name.
@@ -151,9 +171,14 @@ class RecipeCLI(LightningCLI):
                 "--resume",
                 type=Resume,
                 default="never",
-                help="Continue from the newest checkpoint under trainer.default_root_dir.",
+                help="Continue the run of this recipe: from its checkpoint with the most steps.",
             )
-            self.command_options.append("resume")
+            add(
+                "--overwrite",
+                action="store_true",
+                help="Replace the run that is in the recipe's folders.",
+            )
+            self.command_options += ["resume", "overwrite"]
         if self.command == "predict":
             add("--output", type=str | None, default=None, help="File for one JSON row per sample.")
             self.command_options.append("output")
@@ -165,6 +190,8 @@ class RecipeCLI(LightningCLI):
             self.config_init = self.parser.instantiate_classes(self.config)
             self.datamodule = self.config_init["data"]
             return
+        if self.command == "fit":
+            check_folder(self.config, folder_of_recipe(self.config.trainer))
         with sharded_build(self.config.trainer) if self.command in _RUNS else nullcontext():
             super().instantiate_classes()
 
@@ -178,6 +205,8 @@ class RecipeCLI(LightningCLI):
             config["callbacks"] = given = without_logger(given)
         if self.command in ("fit", "doctor"):
             callbacks = [*callbacks, *missing_callbacks(given)]
+        if self.command == "fit":
+            callbacks.append(RunStamp(self.identity))
         callbacks += missing_progress_bar(given, config.get("enable_progress_bar"))
         check_strategy(config.get("strategy"))
         check_devices(config.get("strategy"), config.get("devices"))

@@ -117,7 +117,8 @@ def test_last_step_is_saved_wherever_validation_fell(folder: Path) -> None:
 
 def test_saved_configuration_runs_again(trained: Path) -> None:
     [saved] = (trained / "run").rglob("config.yaml")
-    assert main(["fit", "--config", str(saved), "--trainer.max_steps", "1"]) == 0
+    again = ["--config", str(saved), "--trainer.max_steps", "1", "--overwrite"]
+    assert main(["fit", *again]) == 0
 
 
 def test_validate_and_test_log_their_perplexity(trained: Path, capsys: Any) -> None:
@@ -213,7 +214,7 @@ def test_command_line_beats_the_recipe_and_later_recipes_earlier_ones(folder: Pa
     main(
         [
             *("fit", "--config", config_of(folder), "--data.init_args.seq_len", "24"),
-            *("--model.init_args.config.dim", "16", "--trainer.max_steps", "1"),
+            *("--model.init_args.config.dim", "16", "--trainer.max_steps", "1", "--overwrite"),
         ]
     )
     saved = torch.load(folder / "run" / "checkpoints" / "model.ckpt", weights_only=True)
