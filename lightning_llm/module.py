@@ -175,10 +175,12 @@ class CausalLM(LanguageModule):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write weights, config and tokenizer so that `transformers` loads them.
 
-        All ranks call it; rank zero writes. The export is loaded again and its logits compared.
+        All ranks call it; rank zero writes. The export is loaded again, and its logits and the ids
+        of its tokenizer are compared.
 
         Raises:
             ValueError: The configuration has no Hugging Face counterpart; the fields are named.
+                Or weights are not finite, or ``AutoTokenizer`` would make another tokenizer.
         """
         from lightning_llm.interop.hf import save_pretrained
         from lightning_llm.strategies.sharding import gathered_state, is_sharded
@@ -204,7 +206,7 @@ class CausalLM(LanguageModule):
         """Raise now what `save_pretrained` would raise after training; HFExport asks first."""
         from lightning_llm.interop.hf import check_export
 
-        check_export(self.config, directory)
+        check_export(self.config, directory, self.tokenizer)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from lightning_llm.interop.hf.layout import TensorMap, per_expert, same, separate_qkv
+from lightning_llm.interop.hf.layout import (
+    TensorMap,
+    per_expert,
+    same,
+    separate_qkv,
+    zeros_in_theirs,
+)
 from lightning_llm.models import TransformerConfig
 
 
@@ -29,6 +35,7 @@ def decoder_tensors(
     norms: Mapping[str, str] = _NORMS,
     norm: Callable[[str, str], TensorMap] = same,
     experts: ExpertNames | None = None,
+    biases_together: bool = False,
 ) -> Iterator[TensorMap]:
     """The weight table of Llama and of architectures that name their weights as it does.
 
@@ -37,6 +44,8 @@ def decoder_tensors(
         norms: Names of a block's norms, ours -> theirs.
         norm: The row of a norm's weight.
         experts: Names of a mixture of experts.
+        biases_together: Attention's output has a bias where query, key and value have one; zeros
+            if ours has none.
     """
     yield same("embedding.weight", "model.embed_tokens.weight")
     for i in range(config.n_layers):
@@ -44,6 +53,8 @@ def decoder_tensors(
         for our_name, their_name in norms.items():
             yield norm(f"{ours}.{our_name}.weight", f"{theirs}.{their_name}.weight")
         yield from _attention(config, f"{ours}.attention", f"{theirs}.self_attn", norm)
+        if biases_together and config.attention_bias and not config.attention_out_bias:
+            yield zeros_in_theirs(f"{theirs}.self_attn.o_proj.bias", config.dim)
         if experts is not None:
             yield from _experts(config, f"{ours}.mlp", theirs, experts)
         else:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_llm.errors import ExistingFileError, InvalidValueError, UnsupportedError
+from lightning_llm.errors import ExistingFileError, InvalidValueError
+from lightning_llm.interop.hf.comparison import (
+    check_logits,
+    refuse_not_finite,
+    sample_ids,
+    tokenizer_difference,
+)
+from lightning_llm.interop.hf.export_folder import export_folder
+from lightning_llm.interop.hf.family import Family
 from lightning_llm.interop.hf.generation_settings import (
     generation_settings,
     write_generation_config,
 )
-from lightning_llm.interop.hf.weights import iterate_to_hf, to_hf_config
+from lightning_llm.interop.hf.weights import families_of, family_of, iterate_to_hf, to_hf_config
 from lightning_llm.models import Transformer, TransformerConfig
 from lightning_llm.models.evaluating import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Largest difference of logits, relative to the largest logit; rounding differs by kernel.
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 _EXPORT_SUFFIXES = frozenset({".json", ".safetensors", ".jinja", ".txt", ".model"})
 
@@ -45,7 +49,9 @@ def save_pretrained(
     """Write weights, configuration, generation settings and tokenizer in the Hugging Face layout.
 
     Everything goes to a temporary folder beside ``directory`` that is renamed at the end, so a
-    crash or a failed check leaves what was there. An earlier export is replaced.
+    crash or a failed check leaves what was there. An earlier export is replaced. What
+    ``AutoTokenizer`` makes of the folder is compared with ``tokenizer``; of several architectures
+    that express the configuration, the first is written that keeps it.
 
     Args:
         model: What to export; weights keep their dtype.
@@ -62,6 +68,7 @@ def save_pretrained(
         ExportError: No Hugging Face architecture expresses the configuration; names the fields.
         FileExistsError: ``directory`` holds something else than an earlier export.
         RuntimeError: ``transformers`` computes other logits than the model.
+        ValueError: Weights are not finite, or ``AutoTokenizer`` makes another tokenizer.
     """
     weights = model.state_dict() if state_dict is None else state_dict
     write_pretrained(
@@ -101,38 +108,78 @@ def write_pretrained(
         check: Called with the folder before it gets its name; raises to leave what was there.
         max_shard_bytes: As in :func:`save_pretrained`.
     """
-    target = directory.resolve()
     settings = generation_settings(generation_config, tokenizer)
-    ids = {name: settings.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    hf_config = to_hf_config(config, dtype=shapes["embedding.weight"].dtype, **ids)
-    _refuse_foreign(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        folder = Path(temporary, "export")
-        folder.mkdir()
-        _write_json(folder / "config.json", hf_config)
-        write_generation_config(folder, settings)
-        _write_weights(folder, config, weights, shapes, max_shard_bytes)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+    family_of(config)
+    _refuse_foreign(directory.resolve())
+    with export_folder(directory) as folder:
+        dtype = shapes["embedding.weight"].dtype
+        family = _write_description(folder, config, tokenizer, settings, dtype)
+        _write_weights(folder, config, family, weights, shapes, max_shard_bytes)
         if check is not None:
             check(folder)
-        for file in folder.iterdir():
-            _sync(file)
-        if target.exists():
-            target.rename(Path(temporary, "replaced"))
-        folder.rename(target)
 
 
-def check_export(config: TransformerConfig, directory: str | Path) -> None:
+def _write_description(
+    folder: Path,
+    config: TransformerConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> Family:
+    """Write all but the weights, as the first architecture that keeps the tokenizer as it is.
+
+    ``AutoTokenizer`` takes the class of some architectures from the architecture, whatever
+    ``tokenizer_config.json`` says (Qwen2).
+
+    Raises:
+        ValueError: ``AutoTokenizer`` makes another tokenizer of every architecture.
+    """
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    ids = {name: settings.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    differences = {}
+    for family in families_of(config):
+        hf_config = to_hf_config(config, family=family, dtype=dtype, **ids)
+        _write_json(folder / "config.json", {**hf_config, **_written_for()})
+        write_generation_config(folder, settings)
+        difference = None if tokenizer is None else tokenizer_difference(tokenizer, folder)
+        if difference is None:
+            return family
+        differences[family.model_type] = difference
+    raise InvalidValueError(
+        f"AutoTokenizer would not give the tokenizer of training for model_type="
+        f"{' or '.join(differences)}: {next(iter(differences.values()))}; nothing was written. "
+        "Use the pretrained tokenizer of that architecture, or export without a tokenizer and save "
+        "the tokenizer to a folder of its own"
+    )
+
+
+def _written_for() -> dict[str, str]:
+    """The version without which transformers warns of every tokenizer beside a Mistral."""
+    try:
+        return {"transformers_version": version("transformers")}
+    except PackageNotFoundError:
+        return {}
+
+
+def check_export(
+    config: TransformerConfig,
+    directory: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
     """Refuse now what `save_pretrained` would refuse after training.
 
     Raises:
         ExportError: No Hugging Face architecture expresses the configuration; names the fields.
         FileExistsError: ``directory`` holds something else than an earlier export.
+        ValueError: ``AutoTokenizer`` would make another tokenizer of the export.
     """
-    to_hf_config(config)
+    family_of(config)
     _refuse_foreign(Path(directory).resolve())
+    if tokenizer is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            settings = generation_settings(None, tokenizer)
+            _write_description(Path(folder), config, tokenizer, settings, torch.float32)
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -152,16 +199,20 @@ def _refuse_foreign(target: Path) -> None:
 def _write_weights(
     folder: Path,
     config: TransformerConfig,
+    family: Family,
     weights: Mapping[str, Tensor],
     shapes: Mapping[str, Tensor],
     max_shard_bytes: int,
 ) -> None:
     from safetensors.torch import save_file
 
+    lay_out = partial(iterate_to_hf, config)
+    if family is not family_of(config):
+        lay_out = partial(iterate_to_hf, config, family=family)
     # Shapes alone tell how many files there will be, and file names contain the number.
-    sizes = {name: tensor.nbytes for name, tensor in iterate_to_hf(config, shapes)}
+    sizes = {name: tensor.nbytes for name, tensor in lay_out(shapes)}
     shards = _plan_shards(sizes, max_shard_bytes)
-    tensors = iterate_to_hf(config, weights)
+    tensors = lay_out(weights)
     place = {}
     for number, names in enumerate(shards, 1):
         file = "model.safetensors"
@@ -169,7 +220,7 @@ def _write_weights(
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         place.update(dict.fromkeys(names, file))
         shard = dict(next(tensors) for _ in names)
-        _refuse_not_finite(shard)
+        refuse_not_finite(shard)
         # Experts are slices of one tensor; a file stores each by itself.
         shard = {
             name: tensor.clone() if tensor._base is not None else tensor
@@ -184,17 +235,6 @@ def _write_weights(
         _write_json(
             folder / "model.safetensors.index.json", {"metadata": total, "weight_map": place}
         )
-
-
-def _refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
-        if wrong:
-            raise InvalidValueError(
-                f"the weights are not finite: {wrong} of the {tensor.numel()} values of {name} are "
-                "NaN or infinite, so the training diverged; nothing was written. Export an earlier "
-                "checkpoint"
-            )
 
 
 def _plan_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -213,45 +253,19 @@ def _plan_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 def _check_logits(model: Transformer, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    device = model.head_weight.device
-    with _quiet():
-        theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    theirs.to(device).eval()
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, min(64, model.config.max_seq_len))
-    ids = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
+    ids = sample_ids(model.config.vocab_size, model.config.max_seq_len)
     with evaluating(model):
-        ours, expected = model(ids).float(), theirs(ids).logits.float()
-    largest = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    error = ((ours - expected).abs().max() / largest).item()
-    tolerance = _TOLERANCE[model.head_weight.dtype]
-    if not error <= tolerance:
-        raise UnsupportedError(
-            f"the exported model computes other logits: relative difference {error:.2e}, "
-            f"tolerance {tolerance:.0e}; nothing was written. This is a fault in the weight table "
-            f"of {theirs.config.model_type}: please report the TransformerConfig"
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bar that transformers shows while it loads."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        wanted = model(ids.to(model.head_weight.device))
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    check_logits(
+        wanted,
+        lambda: AutoModelForCausalLM.from_pretrained(folder, dtype="auto"),
+        ids,
+        dtype=model.head_weight.dtype,
+        fault=f"This is a fault in the weight table of {model_type}: please report the "
+        "TransformerConfig",
+    )
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync(file: Path) -> None:
-    """To the disk, so that the rename never outlives the contents."""
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())

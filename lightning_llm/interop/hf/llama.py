@@ -1,6 +1,8 @@
 """Llama and its close kin: rotary positions, RMSNorm, SwiGLU, grouped-query attention.
 
-They share the weight table. Mistral adds the sliding window, Mixtral a mixture of experts.
+They share the weight table; Llama has biases of attention together, which are zeros where a
+configuration of ours has none, and read back as biases. Mistral adds the sliding window, Mixtral a
+mixture of experts.
 """
 
 from __future__ import annotations
@@ -63,6 +65,11 @@ def equal_biases(config: TransformerConfig) -> list[str]:
     ]
 
 
+def _output_bias(config: TransformerConfig) -> list[str]:
+    """The same where a missing bias of the output can be zeros, and the other ones cannot."""
+    return equal_biases(config) if config.attention_out_bias else []
+
+
 def some_experts(config: TransformerConfig) -> list[str]:
     """Problem of architectures that are mixtures of experts."""
     return [] if config.n_experts else ["n_experts=0 (mixtral and qwen3_moe have some)"]
@@ -105,8 +112,8 @@ LLAMA = Family(
     unused=DENSE_UNUSED | {"sliding_window_pattern"},
     to_hf=llama_to_hf,
     from_hf=llama_from_hf,
-    tensors=decoder_tensors,
-    limits=lambda config: _whole_heads(config) + equal_biases(config),
+    tensors=partial(decoder_tensors, biases_together=True),
+    limits=lambda config: _whole_heads(config) + _output_bias(config),
     converted=frozenset({"head_dim", "hidden_act", "rope_parameters"}),
 )
 
@@ -114,6 +121,7 @@ MISTRAL = replace(
     LLAMA,
     model_type="mistral",
     architecture="MistralForCausalLM",
+    tensors=decoder_tensors,
     requires={**SHARED_REQUIREMENTS, **DENSE, **_UNBIASED, **ONE_WINDOW, "qk_norm": (False,)},
     fields={**SHARED_FIELDS, "sliding_window": "sliding_window"},
     converts=frozenset({"head_dim", "rope_theta", "rope_scaling"}),

@@ -59,6 +59,7 @@ QWEN2 = replace(
     unused=DENSE_UNUSED,
     to_hf=_to_qwen,
     from_hf=_from_qwen2,
+    tensors=decoder_tensors,
     limits=lambda config: [],
     # layer_types says the same; transformers fills it in where a file has only these.
     neutral=frozenset({"max_window_layers", "use_sliding_window"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lightning_llm.interop.hf.decoder_tensors import decoder_tensors
 from lightning_llm.interop.hf.layer_kinds import (
     rotations_from_hf,
     rotations_to_hf,
@@ -26,6 +27,7 @@ SMOLLM3 = replace(
         "use_sliding_window": config.sliding_window is not None,
     },
     from_hf=lambda hf: {**llama_from_hf(hf), **rotations_from_hf(hf), **windows_from_hf(hf)},
+    tensors=decoder_tensors,
     limits=equal_biases,
     # The two lists say the same; transformers fills them in where a file has only these.
     neutral=frozenset({"no_rope_layer_interval", "use_sliding_window"}),

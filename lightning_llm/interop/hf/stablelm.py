@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from lightning_llm.interop.hf.decoder_tensors import decoder_tensors
 from lightning_llm.interop.hf.family import expect
 from lightning_llm.interop.hf.layout import TensorMap, same
 from lightning_llm.interop.hf.llama import LLAMA, SHARED_FIELDS
@@ -17,7 +18,7 @@ from lightning_llm.models import TransformerConfig
 
 
 def _tensors(config: TransformerConfig) -> Iterator[TensorMap]:
-    for row in LLAMA.tensors(config):
+    for row in decoder_tensors(config):
         ours = row.ours[0]
         if config.shared_norm and ".mlp_norm." in ours:
             continue

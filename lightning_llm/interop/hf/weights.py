@@ -26,10 +26,10 @@ def family_of(config: TransformerConfig) -> Family:
     Raises:
         ExportError: None does; names each field in the way of the closest architecture.
     """
+    found = families_of(config)
+    if found:
+        return found[0]
     problems = {name: family.problems(config) for name, family in FAMILIES.items()}
-    for name, family in FAMILIES.items():
-        if not problems[name]:
-            return family
     closest = min(problems, key=lambda name: len(problems[name]))
     raise ExportError(
         f"no Hugging Face architecture expresses this TransformerConfig. Closest is {closest}; "
@@ -37,9 +37,16 @@ def family_of(config: TransformerConfig) -> Family:
     )
 
 
+def families_of(config: TransformerConfig) -> list[Family]:
+    """All architectures that express a configuration; those that add constants to it last."""
+    found = [family for family in FAMILIES.values() if not family.problems(config)]
+    return sorted(found, key=lambda family: not all(row.ours for row in family.tensors(config)))
+
+
 def to_hf_config(
     config: TransformerConfig,
     *,
+    family: Family | None = None,
     dtype: torch.dtype = torch.float32,
     bos_token_id: int | None = None,
     eos_token_id: int | list[int] | None = None,
@@ -49,6 +56,7 @@ def to_hf_config(
 
     Args:
         config: What to express; the architecture follows from it.
+        family: One of several architectures that express it; the first by default.
         dtype: Of the stored weights.
         bos_token_id: Written even if ``None``: a missing key means the architecture's own default,
             which is a plain token of somebody else's vocabulary.
@@ -58,7 +66,7 @@ def to_hf_config(
     Raises:
         ExportError: No architecture expresses the configuration; names the fields in the way.
     """
-    family = family_of(config)
+    family = family or family_of(config)
     ours = asdict(config)
     return {
         "architectures": [family.architecture],
@@ -133,10 +141,10 @@ def to_hf_state_dict(
 
 
 def iterate_to_hf(
-    config: TransformerConfig, state_dict: Mapping[str, Tensor]
+    config: TransformerConfig, state_dict: Mapping[str, Tensor], family: Family | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """The same one by one, so that a part can be written before the next is laid out."""
-    table = list(family_of(config).tensors(config))
+    table = list((family or family_of(config)).tensors(config))
     _check_keys({name for row in table for name in row.ours}, set(state_dict), "state_dict")
     like = state_dict["embedding.weight"]
     for row in table:
