@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run(command, rest)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+    except KeyboardInterrupt as stop:
+        said = f" {stop}" if str(stop) else ": nothing was saved" if command == "fit" else ""
+        sys.stderr.write(f"interrupted{said}\n")
         return 130
     except Exception as error:
         message = _message_to_user(error)

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 
 import lightning_llm.strategies  # noqa: F401  # makes `strategy: fsdp2` known
 from lightning_llm.cli import RECIPE_COMMANDS
+from lightning_llm.cli.interruption import interruptions, tell_how_to_continue
 from lightning_llm.cli.parse_errors import check_strategy
 from lightning_llm.cli.predictions import write_predictions
 from lightning_llm.cli.recipe import (
@@ -75,10 +76,13 @@ def run_training(command: str, arguments: list[str]) -> int:
         output = Path(
             options.pop("output") or Path(cli.trainer.default_root_dir, "predictions.jsonl")
         )
-        batches = cli.trainer.predict(cli.model, datamodule=cli.datamodule, **options)
+        with interruptions(trainer, command):
+            batches = trainer.predict(cli.model, datamodule=cli.datamodule, **options)
         write_predictions(trainer, batches or [], output)
         return 0
-    getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, **options)
+    tell_how_to_continue(trainer, arguments)
+    with interruptions(trainer, command):
+        getattr(trainer, command)(cli.model, datamodule=cli.datamodule, **options)
     return 0
 
 

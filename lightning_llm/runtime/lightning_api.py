@@ -5,3 +5,36 @@ one of them.
 """
 
 from __future__ import annotations
+
+import os
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+def save_newest_state(callback: ModelCheckpoint, trainer: Trainer) -> None:
+    """Have a ``ModelCheckpoint`` save the current step, unless it just did.
+
+    What it keeps by a metric stays as it is. ``last.ckpt`` becomes the current step in any case: a
+    link to the checkpoint of that step, or, where there is none, a checkpoint in place of the link.
+    """
+    if callback._last_global_step_saved == trainer.global_step:
+        return
+    candidates = callback._monitor_candidates(trainer)
+    keeps_newest = callback.monitor is None and callback.save_top_k != 0
+    if keeps_newest:
+        callback._save_topk_checkpoint(trainer, candidates)
+    if not callback.save_last:
+        return
+    if not keeps_newest:
+        # Saved as such: through a link, a checkpoint chosen by the metric would be overwritten.
+        callback._last_checkpoint_saved = ""
+        if trainer.is_global_zero and os.path.islink(callback.last_model_path):
+            os.unlink(callback.last_model_path)
+        trainer.strategy.barrier("save_newest_state")
+    callback._save_last_checkpoint(trainer, candidates)
+
+
+def inside_accumulation_window(trainer: Trainer) -> bool:
+    """Whether the micro-batch just trained on is followed by others of the same optimizer step."""
+    return bool(trainer.fit_loop._should_accumulate())

@@ -1,0 +1,23 @@
+"""Canaries: the private names of Lightning on which the package stands are still there."""
+
+from __future__ import annotations
+
+import inspect
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+def test_model_checkpoint_saves_by_these_methods() -> None:
+    callback = ModelCheckpoint()
+    assert callback._last_global_step_saved == 0
+    assert callback._last_checkpoint_saved == ""
+    for method in ("_save_topk_checkpoint", "_save_last_checkpoint"):
+        parameters = inspect.signature(getattr(callback, method)).parameters
+        assert list(parameters) == ["trainer", "monitor_candidates"]
+    assert list(inspect.signature(callback._monitor_candidates).parameters) == ["trainer"]
+
+
+def test_the_loop_tells_whether_it_accumulates() -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, accumulate_grad_batches=2)
+    assert isinstance(trainer.fit_loop._should_accumulate(), bool)
