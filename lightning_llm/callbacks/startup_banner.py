@@ -168,7 +168,8 @@ def _could_be_on(trainer: Trainer, pl_module: LightningModule, packing: Any) -> 
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     if device.type == "cuda" and any(group.get("fused", True) in (None, False) for group in groups):
         # Lightning's own refuses to clip with a fused optimizer, for the sake of float16.
-        refuses = isinstance(plugin, MixedPrecision) and trainer.gradient_clip_val
+        own = type(plugin).clip_gradients is MixedPrecision.clip_gradients
+        refuses = isinstance(plugin, MixedPrecision) and own and trainer.gradient_clip_val
         if not refuses:
             off.append("fused=True of the optimizer")
         elif plugin.precision == "bf16-mixed":

@@ -13,6 +13,11 @@ import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
+from lightning.pytorch.callbacks import (
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -21,6 +26,7 @@ from typing_extensions import override
 
 from lightning_llm.errors import InvalidValueError
 from lightning_llm.models.drawn_later import drawing
+from lightning_llm.plugins.precision.bf16 import BF16MixedPrecision
 from lightning_llm.plugins.precision.master_weights import MasterWeightsPrecision
 from lightning_llm.strategies.blocks import find_blocks
 from lightning_llm.strategies.checkpointing import ActivationCheckpointing
@@ -37,6 +43,8 @@ from lightning_llm.strategies.sharding import (
 )
 from lightning_llm.strategies.tensor_parallel import TensorParallel
 
+# They copy the module before it is sharded, and mix its weights with shards later.
+_NEED_WHOLE_WEIGHTS = (WeightAveraging, StochasticWeightAveraging, ModelPruning)
 _REDUCE_DTYPES = ("float32", "bfloat16")
 
 
@@ -189,7 +197,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         assert self.accelerator is not None
         module = self.lightning_module
         assert module is not None
-        self._check(module)
+        self._check(module, trainer.callbacks)
         self.accelerator.setup(trainer)
         self.blocks.check_accumulation(trainer.accumulate_grad_batches)
         if not is_sharded(module):
@@ -203,9 +211,9 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
-        if hasattr(self.precision_plugin, "device_type"):
+        if isinstance(self.precision_plugin, BF16MixedPrecision):
             # It looked at the weights, which may lie on the host.
-            self.precision_plugin.device_type = self.root_device.type
+            self.precision_plugin.device = self.root_device.type
         if trainer.state.fn == TrainerFn.FITTING and not self.cpu_offload:
             _optimizers_to_device(self.optimizers, self.root_device)
 
@@ -218,8 +226,15 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
             mesh_dim_names=("readers", "context_parallel", "tensor_parallel"),
         )["context_parallel"]
 
-    def _check(self, module: L.LightningModule) -> None:
+    def _check(self, module: L.LightningModule, guests: Sequence[L.Callback] = ()) -> None:
         """Refuse what would train wrongly, or not at all, once weights are sharded."""
+        for guest in guests:
+            if isinstance(guest, _NEED_WHOLE_WEIGHTS):
+                raise InvalidValueError(
+                    f"{type(guest).__name__} reads and writes whole weights, which no rank has "
+                    f"under FSDP2Strategy; use DDPStrategy or SingleDeviceStrategy, or take the "
+                    f"callback out"
+                )
         if not module.automatic_optimization:
             raise InvalidValueError(
                 f"{type(module).__name__} optimizes manually, which FSDP2Strategy cannot run: its "

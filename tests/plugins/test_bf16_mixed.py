@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision
 from precision_models import Foreign, language_model, train, trainer
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_llm.plugins import BF16MixedPrecision
+from lightning_llm.plugins import BF16MixedPrecision, Float8Precision, MasterWeightsPrecision
 
 
 class Dtypes(L.Callback):
@@ -58,3 +62,51 @@ def test_losses_are_those_of_lightnings_plugin() -> None:
 def test_trainer_knows_the_precision() -> None:
     assert trainer(BF16MixedPrecision()).precision == "bf16-mixed"
     assert trainer(BF16MixedPrecision()).scaler is None
+
+
+@pytest.mark.parametrize(
+    ("plugin", "lightnings"),
+    [
+        (BF16MixedPrecision(), MixedPrecision("bf16-mixed", device="cpu")),
+        (Float8Precision(), MixedPrecision("bf16-mixed", device="cpu")),
+        (MasterWeightsPrecision(), HalfPrecision("bf16-true")),
+    ],
+    ids=lambda plugin: type(plugin).__name__,
+)
+def test_plugins_have_what_lightnings_have(plugin: Any, lightnings: Any) -> None:
+    """Its own callbacks ask by class; others read ``device`` and ``scaler``."""
+    assert isinstance(plugin, type(lightnings))
+    assert set(dir(plugin)) >= set(dir(lightnings))
+    for name, value in vars(lightnings).items():
+        assert getattr(plugin, name) == value
+    assert plugin.precision == lightnings.precision
+
+
+def test_device_is_that_of_the_module() -> None:
+    plugin = BF16MixedPrecision()
+    train(Foreign(), 1, plugin)
+    assert plugin.device == plugin.device_type == "cpu"
+    plugin.device_type = "cuda"
+    assert plugin.device == "cuda"
+
+
+def test_floating_point_inputs_are_those_of_bf16_true() -> None:
+    """As with ``precision="bf16-true"``: float32 rows would not fit bfloat16 weights."""
+
+    class Regression(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            x, y, index = batch
+            assert (x.dtype, index.dtype) == (torch.bfloat16, torch.int64)
+            return (self.layer(x) - y).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    batch = torch.randn(8, 4), torch.randn(8, 1), torch.arange(8)
+    runner = trainer(MasterWeightsPrecision(), max_epochs=1)
+    runner.fit(Regression(), DataLoader(TensorDataset(*batch), batch_size=4))
+    assert runner.global_step == 2

@@ -55,26 +55,45 @@ def held_by(optimizer: Any) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+class Inside(L.Callback):
+    """Calls a function with what the optimizer holds within its steps."""
+
+    def __init__(self, look: Callable[[list[Tensor]], Any]) -> None:
+        self.look = look
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_pre_hook(lambda held, *_: self.look(held_by(held)))
+
+
 def test_who_holds_what() -> None:
+    stepped: list[Tensor] = []
+
+    def inside(masters: list[Tensor]) -> None:
+        assert {p.dtype for p in masters} == {p.grad.dtype for p in masters} == {torch.float32}
+        stepped[:] = masters
+
     def before(module: L.LightningModule, optimizer: Any) -> None:
         assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
-        assert {p.dtype for p in held_by(optimizer)} == {torch.float32}
-        assert {p.grad.dtype for p in held_by(optimizer)} == {torch.float32}
+        assert {p.grad.dtype for p in module.parameters()} == {torch.float32}
         assert module.scale.dtype == torch.float32  # bfloat16 would make it 1
-        gradients = zip(module.parameters(), held_by(optimizer), strict=True)
-        assert all(torch.equal(p.grad, master.grad) for p, master in gradients)
+        assert all(a is b for a, b in zip(module.parameters(), held_by(optimizer), strict=True))
 
     def after(module: L.LightningModule, optimizer: Any) -> None:
-        for weight, master in zip(module.parameters(), held_by(optimizer), strict=True):
+        for weight, held, master in zip(
+            module.parameters(), held_by(optimizer), stepped, strict=True
+        ):
+            assert held is weight
             assert torch.equal(weight, master.bfloat16())
-            assert weight.grad is None
-            assert {s.dtype for s in optimizer.state[master].values()} == {torch.float32}
-        differing = sum(int((m != m.bfloat16()).sum()) for m in held_by(optimizer))
+            assert {s.dtype for s in optimizer.state[weight].values()} == {torch.float32}
+        assert len(optimizer.state) == len(stepped)
+        differing = sum(int((m != m.bfloat16()).sum()) for m in stepped)
         assert differing > 1000  # what plain bfloat16 would have lost
 
     module = Foreign()
     start = [p.clone() for p in module.parameters()]
-    train(module, 3, MasterWeightsPrecision(), callbacks=[Look(before, after)])
+    looks = [Look(before, after), Inside(inside)]
+    train(module, 3, MasterWeightsPrecision(), callbacks=looks)
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     assert all(not torch.equal(p, old) for p, old in zip(module.parameters(), start))
     assert all(not torch.equal(p, p.bfloat16()) for p in module.parameters())
@@ -82,16 +101,22 @@ def test_who_holds_what() -> None:
 
 def test_masters_exist_during_the_step_only() -> None:
     sizes: list[int] = []
+    known: list[Tensor] = []
 
-    def look(module: L.LightningModule, optimizer: Any) -> None:
-        sizes.append(sum(p.untyped_storage().nbytes() for p in held_by(optimizer)))
+    def size_of(masters: list[Tensor]) -> None:
+        sizes.append(sum(p.untyped_storage().nbytes() for p in masters))
+
+    def inside(masters: list[Tensor]) -> None:
+        known[:] = masters
+        size_of(masters)
 
     module = Foreign()
     seen_before = dict(module.named_parameters())
     kept = {name: p.detach() for name, p in seen_before.items()}  # views of the old memory
     values = {name: p.clone() for name, p in kept.items()}
     plugin = MasterWeightsPrecision("stochastic_rounding")
-    train(module, 2, plugin, callbacks=[Look(look, look)])
+    after = Look(lambda *_: None, lambda *_: size_of(known))
+    train(module, 2, plugin, callbacks=[Inside(inside), after])
     total = 4 * sum(p.numel() for p in module.parameters())
     assert sizes == [total, 0, total, 0]
     assert all(torch.equal(kept[name], values[name]) for name in kept)
@@ -109,8 +134,8 @@ def test_gradient_is_per_target_token(mode: Any, batch_size: int, accumulate: in
 
     def look(module: L.LightningModule, optimizer: Any) -> None:
         found.update({name: p.grad.double() for name, p in module.named_parameters()})
-        masters = {id(master.grad): master.grad for master in held_by(optimizer)}.values()
-        total = sum(float(gradient.double().square().sum()) for gradient in masters)
+        held = {id(p.grad): p.grad for p in held_by(optimizer)}.values()
+        total = sum(float(gradient.double().square().sum()) for gradient in held)
         assert total == pytest.approx(sum(float(g.square().sum()) for g in found.values()))
 
     module = language_model()
@@ -161,15 +186,13 @@ def test_clipping_reaches_the_masters(mode: Any, build: Any, algorithm: str) -> 
     clipped: list[Tensor] = []
     module = build()
 
-    def note(module: L.LightningModule, optimizer: Any) -> None:
-        masters[:] = held_by(optimizer)
-
     original = torch.optim.AdamW.step
 
     class Watch(torch.optim.AdamW):
         def step(self, closure: Any = None) -> Any:  # after the closure, before the update
             def watched() -> Any:
                 result = closure()
+                masters[:] = held_by(self)
                 clipped[:] = [master.grad.clone() for master in masters]
                 return result
 
@@ -177,7 +200,8 @@ def test_clipping_reaches_the_masters(mode: Any, build: Any, algorithm: str) -> 
 
     module.configure_optimizers = lambda: Watch(module.parameters(), lr=1e-3)
     options = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm}
-    train(module, 2, MasterWeightsPrecision(mode), callbacks=[Look(note)], **options)
+    train(module, 2, MasterWeightsPrecision(mode), **options)
+    assert {master.dtype for master in masters} == {torch.float32}
     if algorithm == "norm":
         norm = torch.stack([gradient.norm() for gradient in clipped]).norm()
         assert norm == pytest.approx(1e-3, rel=1e-3)
@@ -246,7 +270,7 @@ def test_a_float32_run_goes_on_from_its_full_weights(tmp_path: Path) -> None:
     runner.fit(module, DataLoader(rows(32), batch_size=8))
     runner.save_checkpoint(tmp_path / "float32.ckpt")
     masters: list[Tensor] = []
-    look = Look(lambda module, optimizer: masters.extend(p.clone() for p in held_by(optimizer)))
+    look = Inside(lambda held: masters.extend(p.clone() for p in held))
     runner = trainer(MasterWeightsPrecision(), max_steps=3, callbacks=[look])
     resumed = language_model()
     loader = DataLoader(rows(32), batch_size=8)

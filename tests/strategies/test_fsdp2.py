@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import check_fsdp2
+import lightning.pytorch as L
 import pytest
 import torch
 from fsdp2_runs import fit, spawn
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from strategy_models import Foreign
 from torch.testing import assert_close
 
@@ -231,6 +238,25 @@ def test_index_runs_no_code(
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FSDP2Strategy(**options)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        EMAWeightAveraging(),
+        WeightAveraging(),
+        StochasticWeightAveraging(swa_lrs=0.1),
+        ModelPruning("l1_unstructured", amount=0.1),
+    ],
+)
+def test_callbacks_that_need_whole_weights_are_refused(callback: L.Callback) -> None:
+    module = Foreign()
+    runner = L.Trainer(
+        accelerator="cpu", devices=1, strategy=FSDP2Strategy(), callbacks=[callback], logger=False
+    )
+    runner.strategy.connect(module)
+    with pytest.raises(ValueError, match=f"{type(callback).__name__} .* use DDPStrategy"):
+        runner.strategy.setup(runner)
 
 
 def test_what_cannot_be_sharded_is_refused() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
 
-class BF16MixedPrecision(Precision):
+class BF16MixedPrecision(MixedPrecision):
     """``precision="bf16-mixed"`` without the parts that belong to float16.
 
     bfloat16 has float32's range, so there is no loss scaling; without it nothing stands against
@@ -26,10 +26,17 @@ class BF16MixedPrecision(Precision):
         >>> trainer = Trainer(plugins=[BF16MixedPrecision()])
     """
 
-    precision = "bf16-mixed"
-
     def __init__(self) -> None:
-        self.device_type = "cpu"
+        super().__init__("bf16-mixed", device="cpu")
+
+    @property
+    def device_type(self) -> str:
+        """Another name of ``device``: where autocast is on."""
+        return self.device
+
+    @device_type.setter
+    def device_type(self, device_type: str) -> None:
+        self.device = device_type
 
     @override
     def connect(
@@ -38,9 +45,14 @@ class BF16MixedPrecision(Precision):
         """Notes the device, which the model has been moved to by now."""
         parameter = next(model.parameters(), None)
         if parameter is not None:
-            self.device_type = parameter.device.type
+            self.device = parameter.device.type
         return super().connect(model, optimizers, lr_schedulers)
 
     @override
-    def forward_context(self) -> torch.autocast:
-        return torch.autocast(self.device_type, dtype=torch.bfloat16, cache_enabled=False)
+    def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
+        """Clips whatever the optimizer: nothing has to be unscaled first."""
+        Precision.clip_gradients(self, *args, **kwargs)
+
+    @override
+    def forward_context(self) -> torch.autocast:  # type: ignore[override]
+        return self.autocast_context_manager()
