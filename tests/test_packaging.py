@@ -49,13 +49,18 @@ def test_the_version_stands_in_one_place() -> None:
         assert lightning_llm.__version__ not in (ROOT / other).read_text(encoding="utf-8"), other
 
 
-def test_the_wheel_holds_the_package_and_the_recipes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("symlinks", [True, False])
+def test_the_wheel_holds_the_package_and_the_recipes(tmp_path: Path, symlinks: bool) -> None:
+    """Of a clone whose git writes symbolic links as text files (core.symlinks=false) as well."""
     pytest.importorskip("setuptools", minversion="77", reason="the build needs setuptools 77")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     skip = shutil.ignore_patterns("__pycache__")
     for name in ("lightning_llm", "recipes"):
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=skip)
+    if not symlinks:
+        (tmp_path / "lightning_llm" / "recipes").unlink()
+        (tmp_path / "lightning_llm" / "recipes").write_text("../recipes")
     build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
     subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, check=True)
     [wheel] = (tmp_path / "dist").glob("*.whl")

@@ -11,8 +11,20 @@ from textwrap import shorten
 
 from lightning_llm.errors import MissingFileError
 
-FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 _PREFIX = "recipes"
+
+
+def recipes_folder(package: Path) -> Path:
+    """Return the folder of the recipes, given that of the package.
+
+    In a clone it lies beside the package, which holds a link to it. Where git writes links as text
+    files, as on Windows (``core.symlinks=false``), only the former is a folder.
+    """
+    inside, beside = package / _PREFIX, package.parent / _PREFIX
+    return beside if not inside.is_dir() and beside.is_dir() else inside
+
+
+FOLDER = recipes_folder(Path(__file__).resolve().parents[1])
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -64,6 +76,8 @@ def run_recipes(arguments: Sequence[str]) -> int:
     parser.add_argument("name", nargs="?", help="Such as quickstart or pretrain/gpt2_124m.")
     name = parser.parse_args(list(arguments)).name
     recipes = shipped_recipes()
+    if not recipes:
+        raise MissingFileError(f"no recipes in {FOLDER}: install the package again.")
     if name is None:
         width = max(map(len, recipes))
         lines = [f"{known:<{width}}  {_summary(path)}\n" for known, path in recipes.items()]

@@ -14,10 +14,10 @@ from lightning_llm.data.argument_problems import (
     warn_of_shared_files,
 )
 from lightning_llm.data.corpus import Part
+from lightning_llm.data.file_patterns import expand_files, listed
 from lightning_llm.data.packed_examples import TooLong
 from lightning_llm.data.rows import AlignedRows, DatasetRows, FileRows, FirstRows, RowSource
-from lightning_llm.data.sources import expand_files
-from lightning_llm.errors import InvalidValueError
+from lightning_llm.errors import InvalidTypeError, InvalidValueError
 
 ExamplePacking = Literal["best_fit", "pad"]
 Files = str | Path | Sequence[str | Path]
@@ -98,14 +98,20 @@ def _source_problems(given: Mapping[str, Any]) -> list[str]:
 
 
 def row_sources(
-    given: Mapping[str, Any], *, columns: tuple[str, ...] = (), squad: bool = False
+    given: Mapping[str, Any],
+    *,
+    columns: tuple[str, ...] = (),
+    squad: bool = False,
+    needed: tuple[str, ...] = (),
 ) -> dict[Part, RowSource]:
     """Return the rows of each part for which there is data.
 
     Args:
         given: Arguments by name, checked.
-        columns: Names of the columns of ``.tsv`` files, and of the sides of aligned files.
-        squad: Whether ``.json`` files are read, in SQuAD's layout.
+        columns: Names of the columns of ``.tsv`` files without a header, and of the sides of
+            aligned files.
+        squad: Whether ``.json`` files may be in SQuAD's layout.
+        needed: Columns that the header of ``.csv`` and ``.tsv`` files must name.
 
     Raises:
         FileNotFoundError: A path or pattern stands for no file.
@@ -115,10 +121,13 @@ def row_sources(
     for part in PARTS:
         split = given["dataset_split"] if part == "train" else given[f"{part}_split"]
         if given[f"{part}_files"] is not None:
-            files = tuple(expand_files(given[f"{part}_files"]))
-            found[part] = FileRows(files, columns, squad)
+            files = tuple(expand_files(given[f"{part}_files"], argument=f"{part}_files"))
+            found[part] = FileRows(files, columns, squad, needed or columns)
         elif given.get(f"{part}_source") is not None:
-            first, second = (_in_order(given[f"{part}_{side}"]) for side in ("source", "target"))
+            first, second = (
+                _in_order(given[f"{part}_{side}"], f"{part}_{side}")
+                for side in ("source", "target")
+            )
             found[part] = AlignedRows(first, second, (columns[0], columns[1]))
         elif given["dataset"] is not None and split is not None:
             found[part] = DatasetRows(
@@ -140,7 +149,15 @@ def row_sources(
     return found
 
 
-def _in_order(patterns: Files) -> tuple[Path, ...]:
-    """Expand each pattern by itself: of aligned files, the order of the list is what pairs them."""
-    listed = [patterns] if isinstance(patterns, (str, Path)) else list(patterns)
-    return tuple(file for pattern in listed for file in expand_files(pattern))
+def _in_order(patterns: Files, argument: str) -> tuple[Path, ...]:
+    """Expand each pattern by itself: of aligned files, the order of the list is what pairs them.
+
+    A file that is listed twice is read twice, as its counterparts are.
+    """
+    if isinstance(patterns, set | frozenset):
+        raise InvalidTypeError(f"{argument}: a set has no order; aligned files need a list.")
+    return tuple(
+        file
+        for pattern in listed(patterns, argument)
+        for file in expand_files(pattern, argument=argument, unique=False)
+    )

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 # Part of every cache key: raise it when the same text and options give other stores.
-_FORMAT = 1
+_FORMAT = 2
 _DONE = "prepared.json"
 
 

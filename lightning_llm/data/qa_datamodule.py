@@ -28,8 +28,8 @@ class QADataModule(ExampleDataModule):
     list of all answers of each question: what `lightning_llm.callbacks.AnswerMonitor` reads.
 
     Args:
-        train_files: ``.jsonl`` or ``.parquet`` files of rows, or SQuAD's ``.json``; paths, globs or
-            folders.
+        train_files: ``.jsonl``, ``.parquet``, ``.csv`` or ``.tsv`` files of rows, or SQuAD's
+            ``.json``; paths, globs or folders.
         val_files: Files that validate.
         test_files: Files that test.
         dataset: A Hugging Face dataset instead of files: its name on the hub or its folder.
@@ -109,6 +109,8 @@ class QADataModule(ExampleDataModule):
         check_examples(type(self).__name__, arguments, problems)
         super().__init__(
             arguments,
-            row_sources(arguments, squad=True),
+            row_sources(
+                arguments, squad=True, needed=(context_field, question_field, answers_field)
+            ),
             QATask(context_field, question_field, answers_field, template, no_answer),
         )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lightning_llm.errors import InvalidValueError, LightningLLMError
+from lightning_llm.data.file_kinds import COMPRESSED, refused_by_content
+from lightning_llm.data.foreign_encodings import guess_encoding
+from lightning_llm.errors import InvalidValueError, LightningLLMError, MissingPackageError
 
 DecodeErrors = Literal["strict", "replace", "skip"]
 """What to do with text that is not valid Unicode: stop, put U+FFFD in its place, or leave the
@@ -23,9 +25,9 @@ PIECE_BYTES = 1 << 20
 """Size aimed at for one piece of a document: enough for full speed, small in memory."""
 
 _BOM = b"\xef\xbb\xbf"
-_JUDGED_BYTES = 1 << 16  # of a text that is not UTF-8, to tell what it is
 # One call of the decompressor may expand its input some 32,000 times: small reads bound the output.
 _ZSTD_READ_BYTES = 1 << 11
+_READ_BYTES = 1 << 16
 
 
 class Document(NamedTuple):
@@ -86,33 +88,35 @@ def invalid_utf8(
         offset: Byte offset of the bad byte in the (decompressed) file, where it is known.
         choice: Whether the reader's user has an argument ``errors``.
     """
-    remedy = (
-        ', or use errors="replace" to put U+FFFD in its place or errors="skip" to leave the '
-        "document out."
-    )
     bad = error.object[error.start : error.start + 1].hex()
     place = f" at byte offset {offset}" if offset is not None else ""
     return InvalidTextError(
         f"{where}: invalid UTF-8 byte 0x{bad}{place} ({error.reason}). "
-        f"{_other_encoding(error, offset)} to UTF-8{remedy if choice else '.'}"
+        f"{_remedy(error, offset, choice)}"
     )
 
 
-def _other_encoding(error: UnicodeDecodeError, offset: int | None) -> str:
-    """Say what to convert, with the encoding where the bytes tell it."""
+def _remedy(error: UnicodeDecodeError, offset: int | None, choice: bool) -> str:
+    """Say what to do, with the kind of file or the encoding where the bytes tell it."""
     content = error.object
-    if offset == 0 and content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "The file looks like UTF-16: convert it"
-    unknown = "If the text has another encoding, convert it"
+    kind = refused_by_content(content) if offset == error.start else None
+    if kind is not None:
+        return f"The file is {kind}"
+    or_else = (
+        ', or use errors="replace" to put U+FFFD in its place or errors="skip" to leave the '
+        "document out."
+        if choice
+        else "."
+    )
     # Three bytes of UTF-8 in a row are hardly ever something else: this is damage to such text.
-    if any(ord(character) >= 0x800 for character in content[: error.start].decode()):
-        return unknown
-    try:
-        codecs.getincrementaldecoder("gb18030")().decode(content[:_JUDGED_BYTES])
-    except UnicodeDecodeError:
-        return unknown
-    # Big5 mostly passes for GB18030, so both are named.
-    return "The text may be GB18030 (GBK) or Big5: convert it, as `iconv -f GB18030` does,"
+    damage = any(ord(character) >= 0x800 for character in content[: error.start].decode())
+    guess = None if damage else guess_encoding(content)
+    if guess is None:
+        return f"If the text has another encoding, convert it to UTF-8{or_else}"
+    return (
+        f"The text may be {guess.named}: convert it, as `iconv -f {guess.iconv} -t UTF-8` does, "
+        f"to UTF-8{or_else}"
+    )
 
 
 def check_text(value: Any, key: str, where: str, errors: DecodeErrors) -> str:
@@ -194,27 +198,95 @@ class _ZstdStream(io.RawIOBase):
         return count
 
 
+class _MembersStream(io.RawIOBase):
+    """Decompressed bytes of an ``.xz`` or ``.bz2`` file, of any number of members.
+
+    The standard library's own files take what follows a member for padding if it cannot be read,
+    so a file that is damaged there would lose its rest.
+    """
+
+    def __init__(
+        self,
+        raw: io.BufferedReader,
+        codec: Callable[[], Any],
+        damaged: type[BaseException],
+        padding: bytes,
+    ) -> None:
+        self._raw, self._codec, self._damaged, self._padding = raw, codec, damaged, padding
+        self._member: Any = codec()
+        self._pending = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._member is None:
+                self._pending = self._pending.lstrip(self._padding)
+                while not self._pending and (data := self._raw.read(_READ_BYTES)):
+                    self._pending = data.lstrip(self._padding)
+                if not self._pending:
+                    return 0
+                self._member = self._codec()
+            elif self._member.needs_input and not self._pending:
+                self._pending = self._raw.read(_READ_BYTES)
+                if not self._pending:
+                    raise EOFError("the last stream is cut off")
+            try:
+                out = self._member.decompress(self._pending, len(buffer))
+            except self._damaged as error:
+                raise EOFError(str(error)) from None
+            self._pending = b""
+            if self._member.eof:
+                self._pending, self._member = self._member.unused_data, None
+            if out:
+                buffer[: len(out)] = out
+                return len(out)
+
+
+def _decompressed(
+    raw: io.BufferedReader, suffix: str
+) -> tuple[io.BufferedIOBase, tuple[type[BaseException], ...]]:
+    """Return the decompressed stream of a file, and the errors that mean damage."""
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw), (EOFError, zlib.error, gzip.BadGzipFile)
+    if suffix == ".zst":
+        zstd = _ZstdStream(raw)
+        return io.BufferedReader(zstd, PIECE_BYTES), (EOFError, zstd._error)
+    try:
+        if suffix == ".xz":
+            import lzma
+
+            # Any other format than .xz would take zeros for a whole, empty file.
+            codec = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ)
+            members = _MembersStream(raw, codec, lzma.LZMAError, b"\0")
+        else:
+            import bz2
+
+            members = _MembersStream(raw, bz2.BZ2Decompressor, OSError, b"")
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{raw.name}: this Python was built without what reads {suffix} files ({error}). "
+            "Decompress the file, or use another build of Python."
+        ) from None
+    return io.BufferedReader(members, PIECE_BYTES), (EOFError,)
+
+
 @contextmanager
 def open_bytes(path: Path) -> Iterator[io.BufferedIOBase]:
-    """Open a file for reading, decompressing ``.gz`` and ``.zst`` on the way.
+    """Open a file for reading, decompressing ``.gz``, ``.zst``, ``.xz`` and ``.bz2`` on the way.
 
     Raises:
         ValueError: The compressed data is damaged or cut off, or the codec is not installed.
     """
     suffix = path.suffix.lower()
     with open(path, "rb") as raw:
-        if suffix not in (".gz", ".zst"):
+        if suffix not in COMPRESSED:
             yield raw
             return
         if os.fstat(raw.fileno()).st_size == 0:
             raise InvalidValueError(f"{path}: not a {suffix} file: it has no bytes at all.")
-        damaged: tuple[type[BaseException], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-        if suffix == ".gz":
-            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=raw)
-        else:
-            zstd = _ZstdStream(raw)
-            stream = io.BufferedReader(zstd, PIECE_BYTES)
-            damaged = (EOFError, zstd._error)
+        stream, damaged = _decompressed(raw, suffix)
         try:
             with stream:
                 yield stream

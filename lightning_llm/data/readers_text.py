@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightning_llm.data.file_kinds import HEAD_BYTES, refused_by_content
+from lightning_llm.data.file_patterns import shown
 from lightning_llm.data.readers_base import (
     PIECE_BYTES,
     DecodeErrors,
@@ -33,17 +35,26 @@ def read_text(
     stop: int | None,
     stats: SourceStats,
 ) -> Iterator[Document]:
-    """Yield the file, or its bytes ``[start, stop)``, as one document; nothing if it is empty."""
-    if errors == "skip" and not _is_utf8(path, start, stop):
-        stats.skip(str(path))
+    """Yield the file, or its bytes ``[start, stop)``, as one document; nothing if it is empty.
+
+    Raises:
+        ValueError: The content is not text, or not UTF-8.
+    """
+    name = shown(path)
+    with open_bytes(path) as stream:
+        kind = refused_by_content(stream.read(HEAD_BYTES))
+    if errors == "skip" and (kind is not None or not _is_utf8(path, start, stop)):
+        stats.skip(name)
         return
+    if kind is not None:
+        raise InvalidValueError(f"{name}: the content is {kind}")
     pieces = _pieces(path, "replace" if errors == "replace" else "strict", start, stop, stats)
     first = next(pieces, None)
     if first is None:
         stats.empty += 1
         return
     stats.documents += 1
-    yield Document(_chain(first, pieces), str(path))
+    yield Document(_chain(first, pieces), name)
 
 
 def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
@@ -97,7 +108,7 @@ def _pieces(
             text, used = codecs.utf_8_decode(held[:end], errors, final)
         except UnicodeDecodeError as error:
             line += held.count(b"\n", 0, error.start) + _lines_before(path, start)
-            raise invalid_utf8(f"{path}:{line}", error, offset + error.start) from None
+            raise invalid_utf8(f"{shown(path)}:{line}", error, offset + error.start) from None
         line += held.count(b"\n", 0, used)
         offset += used
         stats.bytes += used

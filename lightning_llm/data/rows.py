@@ -1,4 +1,4 @@
-"""Rows of named fields: JSON lines, Parquet, tab-separated text, aligned files, datasets.
+"""Rows of named fields: JSON lines, Parquet, tables, aligned files, datasets.
 
 Where `lightning_llm.data.sources` reads one text per document, a task needs several fields of a
 row. Every row comes with where it is from (``file:line``), for messages.
@@ -15,13 +15,23 @@ from typing import Any, Protocol
 
 from lightning_llm.data.cache import content_hash, remembered_fingerprint
 from lightning_llm.data.dataset_split import DatasetSplit
+from lightning_llm.data.file_kinds import JSON_LINES, TABLES, layout_of, refused_by_name
+from lightning_llm.data.file_patterns import shown
 from lightning_llm.data.readers_base import invalid_utf8, open_bytes, strip_bom
-from lightning_llm.data.readers_rows import parse_line, raw_lines, seekable
-from lightning_llm.data.sources import JSON_LINES, fingerprint_files, layout_of
+from lightning_llm.data.readers_csv import decode_cell, table_rows
+from lightning_llm.data.readers_rows import (
+    damaged_parquet,
+    is_json_lines,
+    parse_line,
+    raw_lines,
+    seekable,
+)
+from lightning_llm.data.sources import fingerprint_files
 from lightning_llm.errors import InvalidValueError
 
 Row = tuple[dict[str, Any], str]
 _PARQUET_ROWS = 256
+_OR_SQUAD = " or in SQuAD's layout"
 
 
 class RowSource(Protocol):
@@ -36,17 +46,19 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class FileRows:
-    """The rows of ``.jsonl``, ``.parquet`` and ``.tsv`` files, and of SQuAD's ``.json``.
+    """The rows of ``.jsonl``, ``.parquet``, ``.csv`` and ``.tsv`` files, and of SQuAD's ``.json``.
 
     Attributes:
         files: As `lightning_llm.data.sources.expand_files` returns them.
-        columns: Names of the columns of a ``.tsv`` file, in order.
-        squad: Whether a ``.json`` file is one in the layout of SQuAD.
+        columns: Names of the columns of a ``.tsv`` file without a header, in order.
+        squad: Whether a ``.json`` file that is no JSON lines is one in the layout of SQuAD.
+        needed: Columns that the header of a table must name.
     """
 
     files: tuple[Path, ...]
     columns: tuple[str, ...] = ()
     squad: bool = False
+    needed: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows of the files, one after the other."""
@@ -57,19 +69,41 @@ class FileRows:
         return content_hash([_content(self.files, root), self.columns, self.squad])
 
     def _read(self, path: Path) -> Iterator[Row]:
+        if (refused := refused_by_name(path)) is not None:
+            raise InvalidValueError(f"{shown(path)}: {refused}")
         kind = layout_of(path)
         if kind in JSON_LINES:
             return _read_jsonl(path)
         if kind == ".parquet":
             return _read_parquet(path)
-        if kind == ".tsv" and self.columns:
+        if kind == ".csv" or (kind == ".tsv" and not self._is_bare(path)):
+            return _read_table(path, self.needed)
+        if kind == ".tsv":
             return _read_tsv(path, self.columns)
-        if kind == ".json" and self.squad:
-            return _read_squad(path)
-        known = [".jsonl", ".parquet", *[".tsv"] * bool(self.columns), *[".json"] * self.squad]
+        if kind == ".json":
+            if self.squad and _is_squad(path):
+                return _read_squad(path)
+            if is_json_lines(path):
+                return _read_jsonl(path)
+            raise InvalidValueError(
+                f"{shown(path)}: its first line is no whole JSON object, and a .json file is read "
+                "only if it holds one object a line. `jq -c '.[]'` turns a list into that."
+            )
         raise InvalidValueError(
-            f"{path}: rows are read from {', '.join(known)} files, not {kind!r}."
+            f"{shown(path)}: rows are read from .jsonl, .parquet, .csv and .tsv files, and from "
+            f".json files of one object a line{_OR_SQUAD * self.squad}, not {kind!r}."
         )
+
+    def _is_bare(self, path: Path) -> bool:
+        """Tell whether a ``.tsv`` file has no header, or none but the names of its two sides.
+
+        Such files are those of parallel corpora, and quotes in them are text.
+        """
+        if not self.columns:
+            return False
+        first, _ = next(_text_lines(path), ("", ""))
+        cells = first.split("\t")
+        return cells == list(self.columns) or not set(self.columns) <= set(cells)
 
 
 @dataclass(frozen=True)
@@ -92,6 +126,12 @@ class AlignedRows:
                 f"{len(self.first)} files of {self.columns[0]} and {len(self.second)} of "
                 f"{self.columns[1]}: aligned files come in pairs."
             )
+        for path in (*self.first, *self.second):
+            if layout_of(path) in (*JSON_LINES, *TABLES, ".parquet"):
+                raise InvalidValueError(
+                    f"{shown(path)}: aligned files hold one text a line. A file of rows with both "
+                    "fields is given as train_files, val_files or test_files."
+                )
 
     def rows(self) -> Iterator[Row]:
         """Yield each pair of lines.
@@ -112,12 +152,13 @@ class AlignedRows:
                 counts = [number + (line is not None) for line in lines]
                 counts = [n + sum(1 for _ in side) for n, side in zip(counts, sides)]
                 raise InvalidValueError(
-                    f"{first} has {counts[0]} lines, {second} has {counts[1]}: line i of the one "
+                    f"{shown(first)} has {counts[0]} lines, {shown(second)} has {counts[1]}: line "
+                    "i of the one "
                     "must be the translation of line i of the other. Remove or add the lines that "
                     "have no counterpart."
                 )
             texts = [line[0] for line in lines if line is not None]
-            yield dict(zip(self.columns, texts)), f"{first}:{number + 1}"
+            yield dict(zip(self.columns, texts)), f"{shown(first)}:{number + 1}"
 
     def fingerprint(self, root: Path) -> str:
         """Return a hash of names and contents of the files, in their pairs."""
@@ -223,6 +264,11 @@ def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
         yield dict(zip(columns, cells)), where
 
 
+def _read_table(path: Path, needed: Sequence[str]) -> Iterator[Row]:
+    for cells, where in table_rows(path, needed):
+        yield {name: decode_cell(cell, name, where, None) for name, cell in cells.items()}, where
+
+
 def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -232,11 +278,53 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             number = 0
             with pq.ParquetFile(source) as file:
                 for batch in file.iter_batches(_PARQUET_ROWS, use_threads=False):
-                    for row in batch.to_pylist():
-                        yield row, f"{path}:row {number}"
+                    for row in _python_rows(batch, shown(path), number):
+                        where = f"{shown(path)}:row {number}"
+                        yield _as_text(row), where
                         number += 1
         except (pa.ArrowException, OSError) as error:
-            raise InvalidValueError(f"{path}: damaged or cut-off Parquet file: {error}") from error
+            raise damaged_parquet(path, error) from error
+
+
+def _python_rows(batch: Any, name: str, first: int) -> Iterator[dict[str, Any]]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # which does not say where
+        for number in range(batch.num_rows):
+            try:
+                batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                where = f"{name}:row {first + number}"
+                raise invalid_utf8(where, error, choice=False) from None
+        raise
+
+
+def _as_text(value: Any) -> Any:
+    """Return a value of Parquet with its binary strings as text where they are UTF-8.
+
+    Others stay bytes: an image beside the text does not matter, and as a text they are refused.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, dict):
+        return {key: _as_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_text(item) for item in value]
+    return value
+
+
+def _is_squad(path: Path) -> bool:
+    """Tell whether a ``.json`` file begins with an object that is more than its first line.
+
+    SQuAD's files are one object, often on one line; that one has the key ``data``.
+    """
+    if not is_json_lines(path):
+        return True
+    line, where, offset = next(line for line in raw_lines(path) if line[0].strip())
+    return "data" in parse_line(line, where, offset, errors=None)
 
 
 def _read_squad(path: Path) -> Iterator[Row]:
@@ -249,8 +337,8 @@ def _read_squad(path: Path) -> Iterator[Row]:
         rows = [{**qa, "context": p["context"]} for p in paragraphs for qa in p["qas"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidValueError(
-            f"{path}: not a SQuAD file ({error!r}): expected {{'data': [{{'paragraphs': "
+            f"{shown(path)}: not a SQuAD file ({error!r}): expected {{'data': [{{'paragraphs': "
             "[{'context', 'qas': [{'question', 'answers'}]}]}]}. Other rows go into .jsonl files."
         ) from error
     for number, row in enumerate(rows):
-        yield row, f"{path}:question {row.get('id', number)}"
+        yield row, f"{shown(path)}:question {row.get('id', number)}"

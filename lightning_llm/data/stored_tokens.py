@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lightning_llm.data.cache import cache_root
 from lightning_llm.data.corpus import Part
+from lightning_llm.data.file_patterns import Walk, listed, once, shown
 from lightning_llm.data.id_check import check_ids
 from lightning_llm.data.raw_tokens import RawTokenStore, TokenDtype
 from lightning_llm.data.several_stores import SeveralStores
@@ -131,32 +132,54 @@ class StoredTokens:
             check_ids(store, self.known_ids, cache_root(self.cache_dir))
 
 
-def expand_stores(given: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+def expand_stores(
+    given: str | Path | Sequence[str | Path], argument: str = "stores"
+) -> tuple[Path, ...]:
     """Return the stores that paths and patterns stand for, those of a pattern by name.
+
+    A store that is listed or matched several times is read once, with a warning.
 
     Args:
         given: One or several. A pattern stands for folders and ``.bin`` files.
+        argument: Name of the argument that gives them, for messages.
 
     Raises:
-        FileNotFoundError: A pattern stands for nothing.
+        FileNotFoundError: A pattern stands for nothing, or a link leads nowhere.
+        PermissionError: A folder cannot be listed.
+        TypeError: It is no path and no list of paths.
         ValueError: Nothing is given.
     """
-    found: list[Path] = []
-    for one in [given] if isinstance(given, str | Path) else given:
-        text = os.path.expanduser(os.fspath(one))
-        if not glob.has_magic(text) or os.path.exists(text):
-            found.append(Path(text))
+    if isinstance(given, Sequence) and len(given) == 0:
+        raise InvalidValueError(f"{argument}: an empty list of stores: give at least one path.")
+    found: list[str] = []
+    for text in listed(given, argument):
+        if not glob.has_magic(text) or any(map(os.path.exists, _names(text))):
+            found.append(text)
             continue
-        matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
-        stores = [match for match in matches if match.suffix == ".bin" or match.is_dir()]
+        walk = Walk()
+        stores = [
+            path
+            for path, kind in walk.matches(text)
+            if kind == "folder" or (path.endswith(".bin") and walk.checked(path, kind))
+        ]
         if not stores:
             raise MissingFileError(
-                f"{text}: no .bin file or folder matches (working directory: {os.getcwd()})."
+                f"{argument}: {shown(text)}: no .bin file or folder matches (working directory: "
+                f"{os.getcwd()})."
             )
-        found += stores
-    if not found:
-        raise InvalidValueError("an empty list of stores: give at least one path.")
-    return tuple(found)
+        walk.warn()
+        found += sorted(stores)
+    return tuple(map(Path, once(found, argument, _identity)))
+
+
+def _identity(path: str) -> str:
+    """Return the same for the prefix of a store and for either of its two files."""
+    return os.path.realpath(path).removesuffix(".bin").removesuffix(".idx")
+
+
+def _names(path: str) -> tuple[str, ...]:
+    """Return the paths of which one is there if a path or prefix of a store is."""
+    return path, f"{path}.bin", f"{path}.idx"
 
 
 def is_bare(path: Path) -> bool:

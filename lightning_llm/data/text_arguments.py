@@ -11,11 +11,14 @@ from lightning_llm.data.argument_problems import (
     choice_problems,
     fraction_problems,
     packing_problems,
+    rate_problems,
     size_problems,
     warn_of_shared_files,
 )
 from lightning_llm.data.corpus import Corpus, DatasetCorpus, FileCorpus
-from lightning_llm.data.sources import DecodeErrors, expand_files
+from lightning_llm.data.file_kinds import refused_by_name
+from lightning_llm.data.file_patterns import expand_files, shown
+from lightning_llm.data.sources import DecodeErrors
 from lightning_llm.data.tokenizer import TokenizerSpec
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
 
@@ -37,9 +40,7 @@ def check(arguments: Mapping[str, Any]) -> None:
     problems = _source_problems(SimpleNamespace(**arguments))
     problems += packing_problems(arguments) + choice_problems(arguments, "errors", DecodeErrors)
     problems += fraction_problems(arguments)
-    for name in ("fim_rate", "fim_spm_rate"):
-        if not 0.0 <= arguments[name] <= 1.0:
-            problems.append(f"{name}={arguments[name]} must be between 0 and 1")
+    problems += rate_problems(arguments, "fim_rate", "fim_spm_rate")
     problems += size_problems(arguments, _AT_LEAST)
     if problems:
         raise InvalidValueError("TextDataModule: " + "; ".join(problems))
@@ -93,7 +94,13 @@ def corpora(arguments: Mapping[str, Any]) -> dict[str, Corpus]:
     )
     for part, files, split, limit in parts:
         if files is not None:
-            paths = tuple(expand_files(files, exclude_folders=given.exclude_folders or ()))
+            paths = tuple(
+                expand_files(
+                    files, exclude_folders=given.exclude_folders or (), argument=f"{part}_files"
+                )
+            )
+            if given.errors != "skip":
+                _refuse(paths, f"{part}_files")
             found[part] = FileCorpus(paths, given.text_field, given.errors, limit)
         elif split is not None:
             found[part] = DatasetCorpus(
@@ -109,6 +116,19 @@ def corpora(arguments: Mapping[str, Any]) -> dict[str, Corpus]:
         {part: corpus.files for part, corpus in found.items() if isinstance(corpus, FileCorpus)}
     )
     return found
+
+
+def _refuse(paths: tuple[Path, ...], argument: str) -> None:
+    """Refuse files that are neither text nor rows before anything is read.
+
+    Raises:
+        ValueError: The suffix of one says so.
+    """
+    refused = [(path, kind) for path in paths if (kind := refused_by_name(path)) is not None]
+    if refused:
+        path, kind = refused[0]
+        more = f" So are {len(refused) - 1} more of the files." if len(refused) > 1 else ""
+        raise InvalidValueError(f"{argument}: {shown(path)}: {kind}{more}")
 
 
 def plain(value: Any) -> Any:

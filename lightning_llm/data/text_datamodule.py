@@ -27,7 +27,8 @@ class TextDataModule(PreparedDataModule):
     ``T = seq_len``, and with documents kept apart ``document_ids`` and ``position_ids``.
 
     Args:
-        train_files: Paths, globs or folders; see `lightning_llm.data.sources.expand_files`.
+        train_files: Paths, globs or folders of text, ``.jsonl``, ``.csv``, ``.tsv`` and
+            ``.parquet``, compressed or not; see `lightning_llm.data.sources.expand_files`.
         exclude_folders: Names of folders to leave out below a folder or a glob's fixed part.
         val_files: Files that validate.
         test_files: Files that test.
@@ -38,10 +39,11 @@ class TextDataModule(PreparedDataModule):
         val_split: Its split that validates.
         test_split: Its split that tests.
         streaming: Read the dataset over the network while encoding, without a copy on disk.
-        text_field: Key or column of the text, where documents are rows.
+        text_field: Key or column of the text, where documents are rows; ``meta.text`` is a field
+            of a field.
         max_documents: Train on the first so many documents only.
         errors: For files whose text is not valid Unicode: ``strict`` stops, ``replace`` puts
-            U+FFFD in its place, ``skip`` leaves the document out.
+            U+FFFD in its place, ``skip`` leaves the document out, and files that are no text.
         tokenizer: What to train on the training text, or to load; also a mapping of its fields, or
             the path or name of a pretrained one.
         seq_len: Tokens in a row (T).

@@ -104,7 +104,11 @@ class TokenDataModule(PreparedDataModule):
         _check(arguments)
         given = {part: arguments[f"{part}_store"] for part in _PARTS}
         stored = StoredTokens(
-            {part: expand_stores(paths) for part, paths in given.items() if paths is not None},
+            {
+                part: expand_stores(paths, f"{part}_store")
+                for part, paths in given.items()
+                if paths is not None
+            },
             None if tokenizer is None else TokenizerSpec(pretrained=str(tokenizer)),
             vocab_size,
             eos_id,

@@ -34,8 +34,9 @@ class TranslationDataModule(ExampleDataModule):
     Args:
         train_source: Files of which line i is the source of a pair, plain text, compressed or not.
         train_target: As many files, line by line the targets.
-        train_files: Instead, files of rows: ``.jsonl``, ``.parquet``, or ``.tsv`` with two columns,
-            source and target; paths, globs or folders.
+        train_files: Instead, files of rows: ``.jsonl``, ``.parquet``, ``.csv`` or ``.tsv`` whose
+            first line names the columns, or ``.tsv`` with two columns, source and target, in which
+            quotes are text; paths, globs or folders.
         source_field: Name of the source in rows; ``translation.en`` is a field of a field.
         target_field: Name of the target in rows.
         val_source: Files that validate, likewise.

@@ -9,9 +9,21 @@ import pytest
 
 import lightning_llm.cli.training  # noqa: F401  # its log handler keeps the stderr it finds
 from lightning_llm.cli import main
-from lightning_llm.cli.shipped_recipes import shipped_recipes, use_shipped
+from lightning_llm.cli.shipped_recipes import recipes_folder, shipped_recipes, use_shipped
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_recipes_of_a_clone_without_symbolic_links(tmp_path: Path) -> None:
+    package = tmp_path / "lightning_llm"
+    package.mkdir()
+    (package / "recipes").write_text("../recipes")  # what git writes with core.symlinks=false
+    (tmp_path / "recipes").mkdir()
+    assert recipes_folder(package) == tmp_path / "recipes"
+    (package / "recipes").unlink()
+    assert recipes_folder(package) == tmp_path / "recipes"
+    (package / "recipes").mkdir()
+    assert recipes_folder(package) == package / "recipes"
 
 
 def test_all_recipes_are_shipped_and_listed(capsys: Any) -> None:

@@ -7,9 +7,11 @@ import re
 
 import pytest
 
+from lightning_llm import TextDataModule
 from lightning_llm.data import ChatDataModule, QADataModule, TranslationDataModule
 
 REFERENCE = ChatDataModule
+MODULES = [TextDataModule, ChatDataModule, QADataModule, TranslationDataModule]
 # What a task says of its own rows.
 OWN = {"train_files"}
 
@@ -40,3 +42,21 @@ def test_common_arguments_are_described_alike(kind: type) -> None:
     likewise |= {name for name, text in ours.items() if text == "Files that test, likewise."}
     for name in ours.keys() & theirs.keys() - OWN - likewise:
         assert ours[name] == theirs[name], name
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("val_fraction", None, "val_fraction=None must be a number; 0 is for no validation split"),
+        ("val_fraction", "0.1", "val_fraction='0.1' must be at least 0 and below 1"),
+        ("seq_len", None, "seq_len=None must be an integer of at least 1"),
+        ("micro_batch_size", 2.5, "micro_batch_size=2.5 must be an integer of at least 1"),
+        ("num_workers", "2", "num_workers='2' must be an integer of at least 0"),
+    ],
+)
+def test_values_of_another_type_are_named(
+    kind: type, name: str, value: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{kind.__name__}: {message}")):
+        kind(train_files="never looked at", **{name: value})

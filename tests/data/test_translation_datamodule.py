@@ -247,7 +247,7 @@ def test_what_is_wrong_with_files_is_said_with_the_place(
     with pytest.raises(ValueError, match=r"bad.jsonl:1: invalid UTF-8 .* convert it to UTF-8.$"):
         module(tmp_path, train_files=tmp_path / "bad.jsonl").prepare_data()
     (tmp_path / "a.csv").write_text("a,b")
-    with pytest.raises(ValueError, match=r"a.csv: rows are read from .jsonl, .parquet, .tsv"):
+    with pytest.raises(ValueError, match=r"a.csv:1: no column .source.; it has .a., .b."):
         module(tmp_path, train_files=tmp_path / "a.csv").prepare_data()
 
 

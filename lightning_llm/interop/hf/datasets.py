@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_llm.data.cache import content_hash
-from lightning_llm.data.readers_base import Document, SourceStats, check_text
-from lightning_llm.data.readers_rows import emit, missing_field
+from lightning_llm.data.readers_base import Document, SourceStats, check_text, invalid_utf8
+from lightning_llm.data.readers_rows import emit, missing_field, nested_field
 from lightning_llm.data.sources import fingerprint_files
 from lightning_llm.errors import InvalidValueError, MissingFileError
 
@@ -41,7 +41,8 @@ def read_dataset(
         name: Configuration of the dataset, such as ``wikitext-2-raw-v1``.
         split: One split; with map-style loading also a slice, such as ``train[:1%]``.
         streaming: Read over the network as needed, and keep nothing on disk.
-        text_field: The column that holds the text.
+        text_field: The column that holds the text; ``meta.text`` is field ``text`` of column
+            ``meta``, unless a column has that very name.
         data_files: Which files of the dataset to take.
         revision: Branch, tag or commit on the hub.
         max_documents: Stop after this many.
@@ -153,9 +154,10 @@ def _documents(
 ) -> Iterator[Document]:
     # A stream may not know its columns before its first row.
     if dataset.column_names is not None:
-        if text_field not in dataset.column_names:
+        column = _column(text_field, dataset.column_names)
+        if column not in dataset.column_names:
             raise missing_field(f"dataset {label}", text_field, dataset.column_names, "column")
-        dataset = dataset.select_columns([text_field])
+        dataset = dataset.select_columns([column])
     return _rows(dataset.with_format(None), label, text_field, max_documents, stats)
 
 
@@ -168,16 +170,33 @@ def _rows(
 ) -> Iterator[Document]:
     row = yielded = 0
     for batch in _batches(dataset, label):
-        if text_field not in batch:
+        column = _column(text_field, batch)
+        if column not in batch:
             raise missing_field(f"dataset {label}", text_field, batch, "column")
-        for value in batch[text_field]:
+        for value in batch[column]:
             where = f"{label}:row {row}"
+            if column != text_field:
+                value = nested_field({column: value}, text_field, where)
+            if isinstance(value, bytes):
+                value = _text(value, text_field, where)
             for document in emit(check_text(value, text_field, where, "strict"), where, stats):
                 yield document
                 yielded += 1
                 if yielded == max_documents:
                     return
             row += 1
+
+
+def _column(text_field: str, columns: Container[str]) -> str:
+    """Return the column that holds a field: of its name, or of the first part of its path."""
+    return text_field if text_field in columns else text_field.partition(".")[0]
+
+
+def _text(value: bytes, key: str, where: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise invalid_utf8(f"{where}: {key!r}", error, choice=False) from None
 
 
 def _batches(dataset: Dataset | IterableDataset, label: str) -> Iterator[dict[str, list[Any]]]:
