@@ -223,9 +223,8 @@ class Watcher(L.Callback):
             self.found["collectives"] = _totals(self.recorder.seen)
             states = trainer.optimizers[0].state.values()
             kept = [v for own in states for v in own.values() if isinstance(v, Tensor) and v.ndim]
-            # Masters stand in for the weights in the optimizer, beside the weights themselves.
-            own = {id(p) for p in pl_module.parameters()}
-            kept += [p for p in optimizer_parameters(trainer.optimizers[0]) if id(p) not in own]
+            # Masters are the plugin's, which lends them to the optimizer.
+            kept += trainer.precision_plugin.state_dict().get("masters", {}).values()
             self.found["optimizer"] = _bytes(kept)
 
 
