@@ -11,6 +11,7 @@ from lightning_llm.callbacks.bleu_monitor import BLEUMonitor
 from lightning_llm.callbacks.finite_guard import FiniteGuard
 from lightning_llm.callbacks.garbage_collection import GarbageCollection
 from lightning_llm.callbacks.hf_export import HFExport
+from lightning_llm.callbacks.optimizer_settings import OptimizerSettings
 from lightning_llm.callbacks.perplexity_monitor import PerplexityMonitor
 from lightning_llm.callbacks.preemption import Preemption
 from lightning_llm.callbacks.random_state import RandomState
@@ -36,6 +37,7 @@ __all__ = [
     "Preemption",
     "StallGuard",
     "RandomState",
+    "OptimizerSettings",
     "GarbageCollection",
     "TokenProgressBar",
     "StartupBanner",

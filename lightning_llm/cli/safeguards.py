@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_llm.callbacks import (
     GarbageCollection,
+    OptimizerSettings,
     Preemption,
     RandomState,
     SaveAtEnd,
@@ -32,6 +33,7 @@ from lightning_llm.plugins import AtomicCheckpointIO, SaveWatcher
 DEFAULT_CALLBACKS: tuple[type[Callback], ...] = (
     SaveWatcher,
     RandomState,
+    OptimizerSettings,
     Preemption,
     StallGuard,
     SaveAtEnd,

@@ -77,6 +77,14 @@ class _WarmupSchedule(LRScheduler):
         self.needs_total_steps = False
         self._apply(self._rates())
 
+    def recompute(self) -> None:
+        """Sets the current learning rates anew, after ``base_lrs`` or an argument was changed.
+
+        Without the length of the run nothing is done: setting it does the same.
+        """
+        if self.total_steps is not None:
+            self._apply(self._rates())
+
     def factor(self, step: int) -> float:
         """Factor of the learning rate at an optimizer step counted from 0, in [0, 1].
 

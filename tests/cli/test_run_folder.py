@@ -67,8 +67,9 @@ def test_the_same_command_again_is_refused_before_the_data_is_looked_at(
 
 
 def test_resume_follows_the_folder_of_the_checkpoints_and_takes_another_learning_rate(
-    finished: Path, tmp_path: Path, capsys: Any
+    finished: Path, tmp_path: Path, capsys: Any, caplog: Any
 ) -> None:
+    caplog.set_level("INFO", "lightning.pytorch")
     folder = moved(finished, tmp_path)
     rate = [
         *("--model.init_args.optimizer", "lightning_llm.optim.AdamW"),
@@ -78,6 +79,7 @@ def test_resume_follows_the_folder_of_the_checkpoints_and_takes_another_learning
     said = say(capsys, folder, "--resume", "auto", *more, *rate)
     assert f"resuming from {folder / 'disk' / 'model.ckpt'} (step 4)" in said
     assert step_in(folder) == 6
+    assert "not those of the checkpoint: lr 0.0003 -> 0.0001" in caplog.text
 
 
 def moved(finished: Path, target: Path) -> Path:
