@@ -125,7 +125,8 @@ class LanguageModule(TokenLossModule):
         weight, options = self._loss_options()
         aux_loss = self.aux_loss() if self.training else None
         if not self.training or not (self.label_smoothing or self.z_loss or aux_loss is not None):
-            return linear_cross_entropy(hidden, weight, labels, **options), num_tokens
+            nll_sum = linear_cross_entropy(hidden, weight, labels, reduction="sum", **options)
+            return nll_sum, num_tokens
         loss_sum, nll_sum = linear_cross_entropy_with_nll(
             hidden,
             weight,

@@ -37,7 +37,9 @@ class WholeLogitsLM(CausalLM):
             position_ids=batch.get("position_ids"),
             document_ids=batch.get("document_ids"),
         )
-        loss = linear_cross_entropy_reference(hidden.flatten(0, 1), self.model.head_weight, labels)
+        loss = linear_cross_entropy_reference(
+            hidden.flatten(0, 1), self.model.head_weight, labels, reduction="sum"
+        )
         return loss, (labels != -100).sum()
 
 

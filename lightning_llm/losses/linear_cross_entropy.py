@@ -33,7 +33,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
-    reduction: Reduction = "sum",
+    reduction: Reduction = "mean",
     chunk_size: int | None = None,
     backend: BackendName = "auto",
 ) -> Tensor:
@@ -53,8 +53,11 @@ def linear_cross_entropy(
             (PaLM, https://arxiv.org/abs/2204.02311, section 5).
         logit_softcap: ``c`` in ``c * tanh(logits / c)`` (Gemma 2,
             https://arxiv.org/abs/2408.00118).
-        reduction: ``"sum"``; ``"mean"`` over tokens that count, 0 where none does; ``"none"``.
-            ``"none"`` computes the logits again in the backward pass.
+        reduction: ``"mean"`` over the tokens that count, by default as in torch's function of
+            this name and `torch.nn.functional.cross_entropy` (which also is divided by the tokens
+            that count alone, with label smoothing too; but 0 where none counts, and not NaN);
+            ``"sum"`` of them, for gradients that are divided by the targets of a whole step; or
+            ``"none"``, which computes the logits again in the backward pass.
         chunk_size: tokens whose logits exist at a time. By default an eighth of them on a CPU,
             between 13 Mi and 16 Mi logits, and what fits 1 GiB on an accelerator; but at least 128
             and 2,048 tokens.

@@ -19,7 +19,7 @@ def linear_cross_entropy_reference(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
-    reduction: Literal["sum", "mean", "none"] = "sum",
+    reduction: Literal["sum", "mean", "none"] = "mean",
 ) -> Tensor:
     """Same value as ``linear_cross_entropy``, with (N, V) logits: for tests and second derivatives.
 
@@ -32,7 +32,7 @@ def linear_cross_entropy_reference(
         label_smoothing: share of the uniform distribution in the target.
         z_loss: factor of ``logsumexp(logits) ** 2``.
         logit_softcap: ``c`` in ``c * tanh(logits / c)``.
-        reduction: ``"sum"``, ``"mean"`` over the tokens that count, or ``"none"``.
+        reduction: ``"mean"`` over the tokens that count, ``"sum"`` or ``"none"``.
 
     Returns:
         A scalar, or (N,) for ``"none"``, in float32 (float64 for float64 inputs).

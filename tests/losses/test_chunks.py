@@ -85,7 +85,7 @@ def test_sums_of_16_bit_gradients_stay_close_to_one_product(chunk_size: int) -> 
     expected = torch.autograd.grad(expected_rows(exact, with_bias=False).sum(), exact.weight)[0]
 
     def error(**options: Any) -> float:
-        loss = linear_cross_entropy(*inputs[:3], **options)
+        loss = linear_cross_entropy(*inputs[:3], reduction="sum", **options)
         gradient = torch.autograd.grad(loss, inputs.weight)[0]
         return ((gradient - expected).norm() / expected.norm()).item()
 
@@ -238,7 +238,9 @@ def test_gpu_equals_float64(dtype: torch.dtype, options: dict[str, Any], v: int)
     exact = on_host.to(torch.float64)
     expected = value_and_gradients(expected_rows(exact, **options).sum(), exact, torch.tensor(1.0))
     device = Problem(*(tensor.detach().cuda() for tensor in on_host)).to(dtype)
-    loss = linear_cross_entropy(*device[:3], bias=device.bias, chunk_size=256, **options)
+    loss = linear_cross_entropy(
+        *device[:3], bias=device.bias, reduction="sum", chunk_size=256, **options
+    )
     got = value_and_gradients(loss, device, torch.tensor(1.0, device="cuda"))
     limit = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}[dtype]
     for one, other in zip(got, expected, strict=True):

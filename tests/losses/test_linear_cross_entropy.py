@@ -8,6 +8,7 @@ import pytest
 import torch
 from loss_oracle import Problem, expected_rows, problem, reduced, value_and_gradients
 from torch import Tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lightning_llm.losses import (
@@ -98,7 +99,9 @@ def test_the_tolerances_can_fail(dtype: torch.dtype) -> None:
     expected = value_and_gradients(expected_rows(exact).sum(), exact, torch.tensor(1.0))
     with torch.no_grad():
         inputs.weight[5, 7] += 0.5
-    loss = linear_cross_entropy(inputs.hidden, inputs.weight, inputs.labels, bias=inputs.bias)
+    loss = linear_cross_entropy(
+        inputs.hidden, inputs.weight, inputs.labels, bias=inputs.bias, reduction="sum"
+    )
     got = value_and_gradients(loss, inputs, torch.tensor(1.0))
     errors = [relative_error(*pair) for pair in zip(got, expected, strict=True)]
     assert max(errors[1:]) > TOLERANCE[dtype][1]
@@ -211,11 +214,12 @@ def test_frozen_inputs_get_no_gradient(frozen: str, reduction: Any) -> None:
 def test_no_grad_is_a_pure_forward_pass() -> None:
     inputs = problem()
     with torch.no_grad():
-        loss = linear_cross_entropy(*inputs[:3], bias=inputs.bias)
+        loss = linear_cross_entropy(*inputs[:3], bias=inputs.bias, reduction="sum")
     assert not loss.requires_grad
     assert_close(loss, expected_rows(inputs).sum().detach())
     with torch.inference_mode():
-        assert_close(linear_cross_entropy(*inputs[:3], bias=inputs.bias), loss)
+        again = linear_cross_entropy(*inputs[:3], bias=inputs.bias, reduction="sum")
+        assert_close(again, loss)
 
 
 def test_autocast_multiplies_in_16_bits_and_keeps_float32_gradients() -> None:
@@ -223,10 +227,10 @@ def test_autocast_multiplies_in_16_bits_and_keeps_float32_gradients() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = inputs.hidden * 1.0
         loss = linear_cross_entropy(
-            hidden.bfloat16(), inputs.weight, inputs.labels, bias=inputs.bias
+            hidden.bfloat16(), inputs.weight, inputs.labels, bias=inputs.bias, reduction="sum"
         )
         plain = linear_cross_entropy_reference(
-            hidden.bfloat16(), inputs.weight, inputs.labels, bias=inputs.bias
+            hidden.bfloat16(), inputs.weight, inputs.labels, bias=inputs.bias, reduction="sum"
         )
     assert loss.dtype == torch.float32
     assert 0 < abs(loss.item() / expected_rows(inputs).sum().item() - 1) < 2e-3
@@ -279,8 +283,32 @@ def test_strided_inputs() -> None:
     hidden = torch.stack([inputs.hidden, inputs.hidden], dim=2)[:, :, 0].detach().requires_grad_()
     weight = inputs.weight.detach().T.contiguous().T.requires_grad_()
     labels = torch.stack([inputs.labels, inputs.labels], dim=1)[:, 0]
-    loss = linear_cross_entropy(hidden, weight, labels, bias=inputs.bias, chunk_size=7)
+    loss = linear_cross_entropy(
+        hidden, weight, labels, bias=inputs.bias, reduction="sum", chunk_size=7
+    )
     loss.backward()
     expected = value_and_gradients(expected_rows(inputs).sum(), inputs, torch.tensor(1.0))
     for got, value in zip((loss.detach(), hidden.grad, weight.grad), expected[:3], strict=True):
         assert_close(got, value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("options", [{}, {"reduction": "mean"}, {"reduction": "sum"}], ids=str)
+def test_the_same_arguments_give_what_torch_gives(
+    dtype: torch.dtype, smoothing: float, options: dict[str, Any]
+) -> None:
+    """The reduction too, if it is left out: torch's function of the same name averages."""
+    inputs = problem(dtype=dtype)
+    logits = F.linear(inputs.hidden, inputs.weight, inputs.bias)
+    expected = F.cross_entropy(logits, inputs.labels, label_smoothing=smoothing, **options)
+    expected_gradients = torch.autograd.grad(expected, (inputs.hidden, inputs.weight, inputs.bias))
+    for function in (linear_cross_entropy, linear_cross_entropy_reference):
+        loss = function(*inputs[:3], bias=inputs.bias, label_smoothing=smoothing, **options)
+        assert_close(loss, expected)
+        got = torch.autograd.grad(loss, (inputs.hidden, inputs.weight, inputs.bias))
+        for one, other in zip(got, expected_gradients, strict=True):
+            assert_close(one, other, rtol=1e-5, atol=1e-6)
+    if hasattr(F, "linear_cross_entropy") and not smoothing:  # from torch 2.13 on
+        named_alike = F.linear_cross_entropy(*inputs[:3], linear_bias=inputs.bias, **options)
+        assert_close(named_alike, expected, rtol=1e-4, atol=1e-5)

@@ -31,7 +31,7 @@ def _loss(model: Transformer, ids: torch.Tensor, kind: str) -> torch.Tensor:
     if kind == "whole logits":
         return F.cross_entropy(model(ids).flatten(0, 1), ids.flatten(), reduction="sum")
     hidden = model.backbone(ids).flatten(0, 1)
-    return linear_cross_entropy(hidden, model.head_weight, ids.flatten())
+    return linear_cross_entropy(hidden, model.head_weight, ids.flatten(), reduction="sum")
 
 
 @pytest.mark.parametrize("kind", ["chunked loss", "whole logits", "no head"])
