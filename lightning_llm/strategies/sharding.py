@@ -166,6 +166,26 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
+@contextmanager
+def outer_weights(module: nn.Module) -> Iterator[None]:
+    """Give every rank the weights that are in no block, so that a part of the module may run.
+
+    Blocks gather theirs as they run, one after the other. All ranks enter together and run the
+    same. A module that is not sharded is left alone.
+    """
+    parts = sharded_parts(module)
+    root: Any = module
+    if module not in parts:
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        root.unshard()
+    try:
+        yield
+    finally:
+        root.reshard()
+
+
 def gathered_state(module: nn.Module, *, first_rank_only: bool = True) -> dict[str, Any]:
     """The state dict with whole tensors on the host, in the dtype they are stored in.
 

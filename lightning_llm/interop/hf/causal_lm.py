@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,29 @@ from torch import Tensor, nn
 from lightning_llm.batches import documents_of
 from lightning_llm.errors import InvalidValueError, MissingFileError
 from lightning_llm.generation.ends import id_list, of_another_vocabulary
-from lightning_llm.interop.hf.adapters import adapter_config, with_adapters
-from lightning_llm.interop.hf.continuation import generate_with_transformers, without_settings
-from lightning_llm.interop.hf.decoder import Decoder
+from lightning_llm.interop.hf.adapters import (
+    BaseWeights,
+    adapter_config,
+    check_mergeable,
+    merged,
+    note_own_head,
+    with_adapters,
+)
+from lightning_llm.interop.hf.comparison import as_exported, coarsest, sample_ids
+from lightning_llm.interop.hf.continuation import generate_with_transformers
+from lightning_llm.interop.hf.decoder import Decoder, network_logits
 from lightning_llm.interop.hf.flops import network_flops_per_token
 from lightning_llm.interop.hf.generation_settings import (
     generation_settings,
     stored_generation_config,
-    write_generation_config,
 )
 from lightning_llm.interop.hf.load import check_model_folder
+from lightning_llm.interop.hf.network_export import (
+    Sample,
+    check_exported_tokenizer,
+    write_adapters,
+    write_network,
+)
 from lightning_llm.interop.hf.tokenizer import stored_tokenizer
 from lightning_llm.language import CHECKPOINT_KEY, LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
@@ -109,8 +122,14 @@ class HFCausalLM(LanguageModule):
             name = str(folder.resolve() if folder.is_dir() else name_or_path)
             self._base = {"name_or_path": name, "revision": revision, "dtype": dtype}
         network.train()
-        self.model = network if peft is None else with_adapters(network, peft)
         self._has_adapters = peft is not None
+        self._beyond_base: frozenset[str] = frozenset()
+        if peft is None:
+            self.model = network
+        else:
+            before = BaseWeights(network)
+            self.model = with_adapters(network, peft)
+            self._beyond_base = frozenset(f"model.{name}" for name in before.beyond(self.model))
         self._decoder = Decoder(network)
         self.config: Any = network.config
         self.strict_loading = not self._has_adapters
@@ -178,39 +197,78 @@ class HFCausalLM(LanguageModule):
     def save_pretrained(self, directory: str | Path, *, merge: bool = True) -> None:
         """Write weights, config and tokenizer so that `transformers` loads them.
 
-        All ranks call it; rank zero writes.
+        All ranks call it; rank zero writes. The export is loaded again, and its logits and the ids
+        of its tokenizer are compared, which takes the memory of one more model. An error leaves
+        what was there.
 
         Args:
-            directory: Folder to write.
+            directory: Folder to write. An earlier export in it is replaced.
             merge: Add adapters to the weights they belong to (on a copy), and write a whole model;
-                otherwise write the adapters alone, for ``peft``.
+                otherwise write the adapters alone, for ``peft``. Where an adapter changes one of
+                two tied weights, they are tied no more.
+
+        Raises:
+            ValueError: Weights are not finite, adapters cannot be merged, ``AutoTokenizer`` would
+                make another tokenizer, or the folder is that of the model itself.
+            RuntimeError: What was written computes other logits.
         """
         from lightning_llm.strategies.sharding import gathered_state, is_sharded
 
-        merge = merge and self._has_adapters
+        directory, merge = Path(directory), merge and self._has_adapters
+        self._refuse_base_folder(directory)
+        sample = self._sample()
         sharded = is_sharded(self.model)
         if sharded:
             weights = self._gathered_adapters() if merge else gathered_state(self.model)
         if self._trainer is None or self._trainer.is_global_zero:
-            model: Any = self.model
-            if merge and sharded:
-                # The frozen weights are those of the base, which rank zero reads once more.
-                whole = HFCausalLM(**self._base, peft=adapter_config(model))  # type: ignore[arg-type]
-                whole.load_state_dict(weights, strict=False)
-                model = whole.model.merge_and_unload()
-            elif merge:
-                model = copy.deepcopy(model).merge_and_unload()
-            options = {"state_dict": weights} if sharded and not merge else {}
+            options: Any = {"tokenizer": self.tokenizer, "sample": sample}
+            if sharded and not merge:
+                options["state_dict"] = weights
             if self._has_adapters and not merge:
-                model.save_pretrained(directory, **options)
+                assert self._base is not None
+                write_adapters(self.model, directory, base=self._base, **options)
             else:
-                with without_settings(model):
-                    model.save_pretrained(directory, **options)
-                write_generation_config(directory, self._settings())
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(directory)
+                model = self.model
+                if merge and sharded:
+                    # The frozen weights are those of the base, which rank zero reads once more.
+                    whole = HFCausalLM(**self._base, peft=adapter_config(model))  # type: ignore[arg-type]
+                    whole.load_state_dict(weights, strict=False)
+                    model = whole.model
+                model = merged(model) if merge else model
+                write_network(model, directory, settings=self._settings(), **options)
         if self._trainer is not None:
             self._trainer.strategy.barrier("save_pretrained")
+
+    def check_export(self, directory: str | Path) -> None:
+        """Raise now what `save_pretrained` would raise after training; HFExport asks first."""
+        from lightning_llm.strategies.sharding import is_sharded
+
+        self._refuse_base_folder(Path(directory))
+        if self._has_adapters and not is_sharded(self.model):
+            check_mergeable(self.model)
+        if self.tokenizer is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                check_exported_tokenizer(self.network, self.tokenizer, Path(folder))
+
+    def _refuse_base_folder(self, directory: Path) -> None:
+        if self._has_adapters and self._base is not None:
+            base = Path(self._base["name_or_path"])
+            if base.is_dir() and directory.exists() and base.samefile(directory):
+                raise InvalidValueError(
+                    f"{directory} is the folder of the model that the adapters belong to, which "
+                    "checkpoints need as it is; choose another folder"
+                )
+
+    def _sample(self) -> Sample:
+        """The logits that an export has to give again; all ranks call it."""
+        from lightning_llm.strategies.sharding import outer_weights
+
+        rows, longest = self.size_limits()
+        ids = sample_ids(rows, longest)
+        with outer_weights(self), as_exported(self.model):
+            logits = network_logits(self.network, ids.to(self.device)).float()
+        dtypes = {weight.dtype for weight in self.model.parameters()}
+        return Sample(ids, logits, coarsest(*dtypes, logits.dtype))
 
     def _settings(self) -> dict[str, Any]:
         """What the export's ``generation_config.json`` holds."""
@@ -231,12 +289,12 @@ class HFCausalLM(LanguageModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen weights out when adapters are trained."""
+        """Leave out what the base has when adapters are trained."""
         super().on_save_checkpoint(checkpoint)
         if self._has_adapters:
-            trained = self._trained_names()
+            kept = self._kept_names()
             weights = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {k: v for k, v in weights.items() if k in trained}
+            checkpoint["state_dict"] = {k: v for k, v in weights.items() if k in kept}
 
     def check_checkpoint_entry(self, saved: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture, or of other adapters.
@@ -264,27 +322,44 @@ class HFCausalLM(LanguageModule):
         """
         super().on_load_checkpoint(checkpoint)
         if self._has_adapters:
-            found, wanted = set(checkpoint["state_dict"]), self._trained_names()
-            if found != wanted:
+            found, wanted = set(checkpoint["state_dict"]), self._kept_names()
+            missing = wanted - found
+            if missing and not missing & self._trained_names():
+                self._refuse_random_start(missing)  # written when trained weights alone were kept
+                missing = set()
+            if missing or found - wanted:
                 raise InvalidValueError(
                     f"the checkpoint's adapters are others than the module's: missing "
-                    f"{sorted(wanted - found)[:3]}, left over {sorted(found - wanted)[:3]}; use "
+                    f"{sorted(missing)[:3]}, left over {sorted(found - wanted)[:3]}; use "
                     f"the checkpoint's peft="
                 )
+
+    def _refuse_random_start(self, missing: set[str]) -> None:
+        initial = adapter_config(self.model).get("init_lora_weights")
+        if isinstance(initial, str) and initial.startswith("pissa_niter"):
+            raise InvalidValueError(
+                f"the checkpoint lacks frozen weights, {min(missing)} among them, which "
+                f"init_lora_weights={initial!r} drew at random: an earlier version did not keep "
+                "them, and the trained model cannot be had again from it"
+            )
+
+    def _kept_names(self) -> set[str]:
+        """What a checkpoint holds: all that the base does not give again."""
+        return self._trained_names() | self._beyond_base
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _gathered_adapters(self) -> dict[str, Tensor]:
-        """What is trained, whole, on rank zero; all ranks call it."""
+        """What the base does not have, whole, on rank zero; all ranks call it."""
         from lightning_llm.strategies.sharding import gathered
 
         keep = self.trainer.is_global_zero
-        trained = self._trained_names()
+        kept = self._kept_names()
         return {
             name: gathered(value, keep=keep)
             for name, value in self.state_dict().items()
-            if name in trained
+            if name in kept
         }
 
     def _config_dict(self) -> dict[str, Any]:
@@ -355,22 +430,8 @@ def _pretrained_network(name_or_path: str | Path, dtype: str, revision: str | No
             f"{config.model_type!r}, {', '.join(missing[:3])} among them, which would start from "
             f"noise; get the whole model, or give a configuration to train a new one"
         )
-    _note_own_head(network)
+    note_own_head(network)
     return network
-
-
-def _note_own_head(network: Any) -> None:
-    """Say in the configuration that the head is not tied, where the stored one was another.
-
-    ``transformers`` then ties nothing, and leaves the configuration as it was: a network built of
-    it, as for a checkpoint, would be tied again.
-    """
-    head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
-    if head is None or embedding is None or head.weight is embedding.weight:
-        return
-    for config in (network.config, network.config.get_text_config()):
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False
 
 
 def _refuse_no_causal_lm(config: Any) -> None:

@@ -44,6 +44,30 @@ def sample_ids(vocab_size: int, longest: int | None) -> Tensor:
     return torch.randint(vocab_size, shape, generator=generator)
 
 
+@contextmanager
+def as_exported(network: nn.Module) -> Iterator[None]:
+    """Compute as the export will: in evaluation mode, uncompiled, and nothing in 8 bits."""
+    from lightning_llm.plugins.precision.float8_linear import Float8Linear
+
+    kinds: list[tuple[Any, type]] = [
+        (layer, type(layer)) for layer in network.modules() if isinstance(layer, Float8Linear)
+    ]
+    with evaluating(network), torch.compiler.set_stance("force_eager"):
+        try:
+            for layer, _ in kinds:
+                layer.__class__ = nn.Linear
+            yield
+        finally:
+            for layer, kind in kinds:
+                layer.__class__ = kind
+
+
+def coarsest(*dtypes: torch.dtype) -> torch.dtype:
+    """The one of several dtypes that rounds most, of which the tolerance follows."""
+    known = [dtype for dtype in dtypes if dtype in _TOLERANCE]
+    return max(known, key=_TOLERANCE.__getitem__, default=torch.float32)
+
+
 def check_logits(
     wanted: Tensor,
     load: Callable[[], nn.Module],

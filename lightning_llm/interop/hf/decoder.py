@@ -166,8 +166,7 @@ class Decoder:
 
     def _check_logits(self) -> None:
         ids = self._probe_ids(6)
-        options = {"use_cache": False} if "use_cache" in self._takes else {}
-        theirs = self._network(input_ids=ids, **options).logits.float()
+        theirs = network_logits(self._network, ids).float()
         head = self.head()
         hidden = self.hidden_states(ids)
         ours = nn.functional.linear(hidden, head.weight, head.bias).float()
@@ -202,6 +201,15 @@ class Decoder:
             )
             influence.append(float((one - other).abs().max()))
         return influence[0] <= _REMAINDER * influence[1]
+
+
+def network_logits(network: nn.Module, ids: Tensor) -> Tensor:
+    """The logits of a model of ``transformers``, (B, T, V), without the cache of generation."""
+    model: Any = network
+    parameters = inspect.signature(model.base_model.forward).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    options = {"use_cache": False} if takes_any or "use_cache" in parameters else {}
+    return model(input_ids=ids, **options).logits
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:

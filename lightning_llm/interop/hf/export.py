@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_llm.errors import ExistingFileError, InvalidValueError
 from lightning_llm.interop.hf.comparison import (
+    as_exported,
     check_logits,
     refuse_not_finite,
     sample_ids,
@@ -28,7 +29,6 @@ from lightning_llm.interop.hf.generation_settings import (
 )
 from lightning_llm.interop.hf.weights import families_of, family_of, iterate_to_hf, to_hf_config
 from lightning_llm.models import Transformer, TransformerConfig
-from lightning_llm.models.evaluating import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -254,7 +254,7 @@ def _check_logits(model: Transformer, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     ids = sample_ids(model.config.vocab_size, model.config.max_seq_len)
-    with evaluating(model):
+    with as_exported(model):
         wanted = model(ids.to(model.head_weight.device))
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     check_logits(
