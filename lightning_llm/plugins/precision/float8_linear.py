@@ -127,6 +127,7 @@ class Float8Linear(nn.Linear):
     """
 
     recipe: Recipe
+    plain_class = nn.Linear  # the same layer in the precision of its parameters
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (..., K) to (..., N)."""
