@@ -72,7 +72,7 @@ TIERS = {
     "data": tier(
         "batches",
         "numpy lightning filelock tqdm",
-        lazy_parts="interop",
+        lazy_parts="interop generation",
         lazy="transformers tokenizers tiktoken pyarrow zstandard",
     ),
     "steps": tier("batches callbacks", "lightning"),

@@ -12,6 +12,7 @@ from lightning_llm.data.example_arguments import (
     row_sources,
 )
 from lightning_llm.data.example_datamodule import ExampleDataModule
+from lightning_llm.data.examples import RowErrors
 from lightning_llm.data.packed_examples import TooLong
 from lightning_llm.data.tokenizer import TokenizerSpec
 from lightning_llm.errors import InvalidValueError
@@ -23,9 +24,16 @@ class ChatDataModule(ExampleDataModule):
     """Fine-tune a model on conversations, or train one from nothing.
 
     Every assistant turn is a target, from its first token to the token that ends the turn; what
-    system and user say is read only. Turns are found by rendering the chat template, so any
-    template works that shows each content once and closes the assistant's turns with a special
-    token; others are refused. Names of special tokens within a content are plain text.
+    system and user say is read only. What is trained on is what the chat template makes of the
+    whole conversation: the same ids as ``tokenizer.apply_chat_template``. Only names of special
+    tokens within a content are plain text. Turns are found by rendering the template with and
+    without them, so any template works that closes the assistant's turns with a special token.
+
+    Messages may have ``weight`` (0 or 1) or ``train``: a turn of weight 0 is read and not learned.
+    ``tool_calls``, ``reasoning_content``, parts of text and other fields are given to the template,
+    and so are ``tools``, ``documents``, ``system`` and ``chat_template_kwargs`` of a row. What the
+    template does not show is an error that names the field, or, where the template means it so, a
+    warning once.
 
     Without a chat template of its own, the tokenizer gets ChatML's: ``<|im_start|>`` and
     ``<|im_end|>`` become special tokens if it does not have them, and the latter ends generation.
@@ -62,6 +70,8 @@ class ChatDataModule(ExampleDataModule):
             ``pad``: one example a row.
         too_long: ``drop`` or ``truncate`` training examples of more than ``seq_len + 1`` tokens;
             how many there were is logged. In evaluation they lose their end in any case.
+        errors: ``raise`` an error at the first row that is no example, with its file and line, or
+            ``skip`` such rows: the log tells how many there were, and what is wrong with the first.
         val_fraction: Share of the training rows that validates if no validation data is given.
         max_train_samples: Train on the first so many rows only.
         max_val_samples: Validate on the first so many only.
@@ -101,6 +111,7 @@ class ChatDataModule(ExampleDataModule):
         val_micro_batch_size: int | None = None,
         packing: ExamplePacking = "best_fit",
         too_long: TooLong = "drop",
+        errors: RowErrors = "raise",
         val_fraction: float = 0.0,
         max_train_samples: int | None = None,
         max_val_samples: int | None = None,

@@ -14,6 +14,7 @@ from lightning_llm.data.argument_problems import (
     warn_of_shared_files,
 )
 from lightning_llm.data.corpus import Part
+from lightning_llm.data.examples import RowErrors
 from lightning_llm.data.file_patterns import expand_files, listed
 from lightning_llm.data.packed_examples import TooLong
 from lightning_llm.data.rows import AlignedRows, DatasetRows, FileRows, FirstRows, RowSource
@@ -49,6 +50,7 @@ def check_examples(owner: str, arguments: Mapping[str, Any], problems: Sequence[
     found = [*_source_problems(arguments), *problems]
     found += choice_problems(arguments, "packing", ExamplePacking)
     found += choice_problems(arguments, "too_long", TooLong)
+    found += choice_problems(arguments, "errors", RowErrors)
     found += fraction_problems(arguments)
     found += size_problems(arguments, _AT_LEAST)
     if found:

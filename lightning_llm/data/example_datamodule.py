@@ -40,6 +40,7 @@ class ExampleDataModule(PreparedDataModule):
             tokenizer_spec=tokenizer_spec(arguments["tokenizer"]),
             val_fraction=arguments["val_fraction"],
             seed=arguments["seed"],
+            errors=arguments["errors"],
             cache_dir=arguments["cache_dir"],
         )
         super().__init__(arguments, prepared)

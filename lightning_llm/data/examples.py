@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_llm.data.rows import Row
 from lightning_llm.data.tokenizer import TokenizerSpec, encode_texts
+from lightning_llm.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,6 +37,20 @@ class Piece(NamedTuple):
     is_markup: bool = False
 
 
+class Rendered(NamedTuple):
+    """A text that is encoded as a whole, as the tokenizer does it, and what of it is learned.
+
+    Attributes:
+        text: The text; names of special tokens in it stand for these tokens.
+        targets: Start and end of the parts whose tokens are predicted.
+        literal: Start and end of names of special tokens that are plain text.
+    """
+
+    text: str
+    targets: tuple[tuple[int, int], ...]
+    literal: tuple[tuple[int, int], ...] = ()
+
+
 class Example(NamedTuple):
     """What one row becomes.
 
@@ -45,12 +60,17 @@ class Example(NamedTuple):
         references: What it should give: one text or several.
         starts_text: Whether the special tokens that the tokenizer puts in front of a text come
             first; not so where the pieces have them already.
+        rendered: What takes the place of pieces where boundaries are not to cut tokens.
     """
 
     pieces: tuple[Piece, ...]
     prompt: str
     references: str | list[str]
     starts_text: bool = True
+    rendered: Rendered | None = None
+
+
+RowErrors = Literal["raise", "skip"]
 
 
 class Task(Protocol):
@@ -71,6 +91,9 @@ class Task(Protocol):
     def example(self, row: Row, tokenizer: PreTrainedTokenizerFast) -> Example | None:
         """Return the example of a row, None for a row that is left out."""
 
+    def remarks(self) -> list[str]:
+        """Return what is worth a warning once all rows are read."""
+
 
 class PlainTask:
     """The tokenizer's part of tasks that need nothing of it but an end of text."""
@@ -81,6 +104,27 @@ class PlainTask:
 
     def equip(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Change nothing."""
+
+    def remarks(self) -> list[str]:
+        """Return nothing: every field that is read is used."""
+        return []
+
+
+def check_text(example: Example, where: str) -> None:
+    """Check that an example can be written as UTF-8.
+
+    Raises:
+        ValueError: Half of a surrogate pair stands alone, as ``"\\ud83d"`` in JSON does; the row's
+            place is named.
+    """
+    pieces = [piece.text for piece in example.pieces]
+    for text in [*pieces, example.rendered.text if example.rendered else ""]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidValueError(
+                f"{where}: {text[error.start]!a} is half of a surrogate pair, which is no text."
+            ) from None
 
 
 def completion(
@@ -141,11 +185,19 @@ class ExampleEncoder:
         self.tokenizer = tokenizer
         self._pattern = special_tokens_pattern(tokenizer)
         self._leading = np.array(leading_ids(tokenizer), dtype=np.int32)
+        self._whole = WholeEncoder(tokenizer)
 
     def __call__(
         self, examples: Sequence[Example]
     ) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]]:
         """Return for each example its ids and, aligned with them, 1 for each that is a target."""
+        whole = iter(self._whole([one.rendered for one in examples if one.rendered is not None]))
+        pieces = iter(self._of_pieces([one for one in examples if one.rendered is None]))
+        return [next(pieces if one.rendered is None else whole) for one in examples]
+
+    def _of_pieces(
+        self, examples: Sequence[Example]
+    ) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]]:
         runs = [list(self._runs(example.pieces)) for example in examples]
         texts = [run.text for one in runs for run in one if run.special is None]
         arrays = iter(encode_texts(self.tokenizer, texts) if texts else [])
@@ -185,3 +237,81 @@ class ExampleEncoder:
                 start = found.end()
             if start < len(piece.text):
                 yield _Run(piece.text[start:], piece.is_target, None)
+
+
+class WholeEncoder:
+    """Encode rendered texts exactly as the tokenizer does, and find the tokens of their targets.
+
+    A token is a target if any of it is: where the tokenizer joins the end of a prompt and the
+    start of an answer, that token is learned. A special token counts by its name, not by the white
+    space it swallows.
+
+    Args:
+        tokenizer: A fast tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        self._special = {index: token.content for index, token in added.items() if token.special}
+        # One that takes nothing from its neighbours, to put in front of what begins within a text.
+        fences = [
+            (index, token.content)
+            for index, token in added.items()
+            if token.special and not (token.lstrip or token.rstrip or token.single_word)
+        ]
+        self._fence = fences[0] if fences else None
+        self._made: Any = None
+
+    def __call__(
+        self, texts: Sequence[Rendered]
+    ) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]]:
+        """Return for each text its ids and, aligned with them, 1 for each that is a target."""
+        if not texts:
+            return []
+        parts = [list(self._parts(one)) for one in texts]
+        flat = [fence + one.text[a:b] for one, cuts in zip(texts, parts) for a, b, fence in cuts]
+        encodings = iter(self._backend.encode_batch(flat, add_special_tokens=False))
+        found = []
+        for one, cuts in zip(texts, parts):
+            ids: list[int] = []
+            marks: list[int] = []
+            for start, _, fence in cuts:
+                encoding = next(encodings)
+                skipped = 1 if fence else 0
+                offset = start - len(fence)
+                ids += encoding.ids[skipped:]
+                for index, (a, b) in zip(encoding.ids[skipped:], encoding.offsets[skipped:]):
+                    marks.append(self._is_target(one, index, a + offset, b + offset))
+            found.append((np.array(ids, np.int32), np.array(marks, np.uint8)))
+        return found
+
+    def _parts(self, one: Rendered) -> Iterator[tuple[int, int, str]]:
+        """Cut a text within the names that are plain text, so that none is left."""
+        fence = "" if self._fence is None else self._fence[1]
+        start = 0
+        for first, last in one.literal:
+            middle = (first + last + 1) // 2
+            yield start, middle, fence if start else ""
+            start = middle
+        yield start, len(one.text), fence if start else ""
+
+    def _is_target(self, one: Rendered, index: int, start: int, end: int) -> int:
+        name = self._special.get(index)
+        if name is not None:
+            start = max(one.text.find(name, start, end), start)
+            end = start + 1
+        return int(any(start < b and (end > a or start >= a) for a, b in one.targets))
+
+    @property
+    def _backend(self) -> Any:
+        """A tokenizer whose offsets have all of a token; some leave out spaces at its edges."""
+        if self._made is None:
+            backend: Any = self.tokenizer.backend_tokenizer
+            if '"trim_offsets":true' in backend.to_str():
+                from tokenizers import Tokenizer, processors
+
+                backend = Tokenizer.from_str(backend.to_str())
+                backend.post_processor = processors.ByteLevel(trim_offsets=False)
+            self._made = backend
+        return self._made

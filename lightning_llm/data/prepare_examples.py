@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from lightning_llm.data.cache import (
@@ -22,7 +23,7 @@ from lightning_llm.data.cache import (
     write_json,
 )
 from lightning_llm.data.corpus import Part, part_by_hash
-from lightning_llm.data.examples import Example, ExampleEncoder, Task
+from lightning_llm.data.examples import Example, ExampleEncoder, RowErrors, Task, check_text
 from lightning_llm.data.packed_examples import StoredTexts
 from lightning_llm.data.rows import Row, RowSource
 from lightning_llm.data.store import TokenStore
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 # Part of every cache key: raise it when the same rows and options give other stores.
-_FORMAT = 1
+_FORMAT = 2
 _DONE = "prepared.json"
 _EXAMPLES_AT_A_TIME = 4096
 
@@ -72,6 +73,7 @@ class PreparedExamples:
         tokenizer_spec: Trained on the training rows only, or loaded.
         val_fraction: Share of the training rows that validates, if no validation rows are given.
         seed: Of that split.
+        errors: ``raise`` at the first row that is no example, or ``skip`` such rows.
         cache_dir: See `lightning_llm.data.cache.cache_root`.
     """
 
@@ -80,6 +82,7 @@ class PreparedExamples:
     tokenizer_spec: TokenizerSpec = field(default_factory=TokenizerSpec)
     val_fraction: float = 0.0
     seed: int = 0
+    errors: RowErrors = "raise"
     cache_dir: str | Path | None = None
 
     @cached_property
@@ -117,6 +120,7 @@ class PreparedExamples:
         return {
             "task": [type(self.task).__name__, self.task.options()],
             "split": [self.val_fraction, self.seed] if self._splits else None,
+            **({"errors": self.errors} if self.errors != "raise" else {}),
         }
 
     @property
@@ -149,9 +153,16 @@ class PreparedExamples:
         trained = False
         for part, row in self._rows("train"):
             rows += 1
-            if part == "train":
-                trained = True
-                yield from self.task.texts(row)
+            if part != "train":
+                continue
+            try:
+                texts = list(self.task.texts(row))
+            except InvalidValueError:
+                if self.errors == "raise":
+                    raise
+                continue
+            trained = True
+            yield from texts
         if rows and not trained:
             raise InvalidValueError(
                 f"none of {rows} rows is left to train on.{self._split_remedy('train')}"
@@ -203,6 +214,7 @@ class PreparedExamples:
         _LOG.info("encoding into %s", self.path)
         counts = {part: {"examples": 0, "tokens": 0, "targets": 0} for part in self.parts}
         skipped = 0
+        bad = _BadRows(self.errors)
         with ExitStack() as stack:
             outputs = {
                 part: _PartWriter(stack, self.path, part, tokenizer, cache_key(self.fingerprints))
@@ -211,7 +223,13 @@ class PreparedExamples:
             encode = ExampleEncoder(tokenizer)
             every = itertools.chain.from_iterable(self._rows(source) for source in self.sources)
             while chunk := list(itertools.islice(every, _EXAMPLES_AT_A_TIME)):
-                made = [(part, self.task.example(row, tokenizer)) for part, row in chunk]
+                made = []
+                for part, row in chunk:
+                    with bad:
+                        example = self.task.example(row, tokenizer)
+                        if example is not None:
+                            check_text(example, row[1])
+                        made.append((part, example))
                 kept = [(part, example) for part, example in made if example is not None]
                 skipped += len(made) - len(kept)
                 encoded = encode([example for _, example in kept])
@@ -221,21 +239,67 @@ class PreparedExamples:
                     count["examples"] += 1
                     count["tokens"] += len(ids)
                     count["targets"] += int(marks.sum())
-            self._check_counts(counts, skipped)
-        report = {"format": _FORMAT, "parts": counts, "skipped": skipped}
+            self._check_counts(counts, skipped, bad)
+        report = {"format": _FORMAT, "parts": counts, "skipped": skipped, "errors": bad.report()}
         write_json(self.path / _DONE, report)
         _LOG.info("prepared %s", json.dumps(report))
         if skipped:
             _LOG.warning("%d rows were left out: they are empty", skipped)
+        if bad.count:
+            _LOG.warning(
+                'errors="skip" left out %d rows that are no examples; the first: %s',
+                bad.count,
+                bad.first,
+            )
+        for remark in self.task.remarks():
+            _LOG.warning("%s", remark)
 
-    def _check_counts(self, counts: dict[Part, dict[str, int]], skipped: int) -> None:
+    def _check_counts(
+        self, counts: dict[Part, dict[str, int]], skipped: int, bad: _BadRows
+    ) -> None:
         for part, count in counts.items():
             if count["targets"]:
                 continue
             raise InvalidValueError(
                 f"the {part} part has no example with a target ({count['examples']} examples; "
-                f"{skipped} rows of all parts were left out as empty).{self._split_remedy(part)}"
+                f"{skipped} rows of all parts were left out as empty{bad.summary()})."
+                f"{self._split_remedy(part)}"
             )
+
+
+class _BadRows:
+    """Rows that are no examples: passes their errors on, or counts them."""
+
+    def __init__(self, errors: RowErrors) -> None:
+        self.count = 0
+        self.first = ""
+        self._skips = errors == "skip"
+
+    def __enter__(self) -> None:
+        """Begin a row."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        """Count the row if it is wrong."""
+        if not (self._skips and isinstance(error, InvalidValueError)):
+            return False
+        self.count += 1
+        self.first = self.first or str(error)
+        return True
+
+    def report(self) -> dict[str, Any] | None:
+        """Return count and first error, None without any."""
+        return {"rows": self.count, "first": self.first} if self.count else None
+
+    def summary(self) -> str:
+        """Return a part of a sentence on the rows, empty without any."""
+        if not self.count:
+            return ""
+        return f', {self.count} by errors="skip", the first of them: {self.first}'
 
 
 class _PartWriter:

@@ -12,6 +12,7 @@ from lightning_llm.data.example_arguments import (
     template_problems,
 )
 from lightning_llm.data.example_datamodule import ExampleDataModule
+from lightning_llm.data.examples import RowErrors
 from lightning_llm.data.packed_examples import TooLong
 from lightning_llm.data.qa_examples import QATask
 from lightning_llm.data.tokenizer import TokenizerSpec
@@ -53,6 +54,8 @@ class QADataModule(ExampleDataModule):
             ``pad``: one example a row.
         too_long: ``drop`` or ``truncate`` training examples of more than ``seq_len + 1`` tokens;
             how many there were is logged. In evaluation they lose their end in any case.
+        errors: ``raise`` an error at the first row that is no example, with its file and line, or
+            ``skip`` such rows: the log tells how many there were, and what is wrong with the first.
         val_fraction: Share of the training rows that validates if no validation data is given.
         max_train_samples: Train on the first so many rows only.
         max_val_samples: Validate on the first so many only.
@@ -95,6 +98,7 @@ class QADataModule(ExampleDataModule):
         val_micro_batch_size: int | None = None,
         packing: ExamplePacking = "best_fit",
         too_long: TooLong = "drop",
+        errors: RowErrors = "raise",
         val_fraction: float = 0.0,
         max_train_samples: int | None = None,
         max_val_samples: int | None = None,

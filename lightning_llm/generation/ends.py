@@ -7,6 +7,7 @@ closes a turn of the assistant with a token of its own (``<|im_end|>``, ``<end_o
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -73,7 +74,8 @@ def turn_ends(tokenizer: Any) -> list[int]:
     tail = _after_answer(tokenizer)
     if tail is None:
         return []
-    found = _first(special, tail)
+    closing = turn_closing(tokenizer) or list(_found(special, tail))[:1]
+    found = special[closing[-1]] if closing else None
     if found is None:
         found = _leading(others, tail)
     if found is None:
@@ -83,6 +85,21 @@ def turn_ends(tokenizer: Any) -> list[int]:
         return list(dict.fromkeys(index for index in heads if index is not None))
     call = _call_end(tokenizer, special)
     return list(dict.fromkeys([found] if call is None else [found, call]))
+
+
+def turn_closing(tokenizer: Any) -> list[str]:
+    """Return the special tokens that close a turn of the assistant, last or not, in order.
+
+    Most templates have one. Empty where the last turn is closed otherwise than those before it.
+    """
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    tokens = dict.fromkeys(special, 0)
+    last, inner = (
+        list(_found(tokens, tail or ""))
+        for tail in (_after_answer(tokenizer), _after_answer(tokenizer, _QUESTION))
+    )
+    common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(last, inner))
+    return [name for name, _ in common]
 
 
 def of_another_vocabulary(generation_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,10 +152,6 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str | No
         return str(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False))
     except Exception:  # a template raises what it likes, and this is only a question
         return None
-
-
-def _first(tokens: Mapping[str, int], text: str) -> int | None:
-    return next((tokens[name] for name in _found(tokens, text)), None)
 
 
 def _leading(tokens: Mapping[str, int], text: str) -> int | None:

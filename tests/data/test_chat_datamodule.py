@@ -197,10 +197,6 @@ def test_a_model_without_rows_for_chatml_is_refused(tmp_path: Path, pretrained: 
     ("template", "problem"),
     [
         ("{{ messages[0]['content'] }}", "does not show message 1"),
-        (
-            "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}{{ messages | length }}",
-            "renders the messages before turn 2 differently",
-        ),
         ("{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}", "closes turn 2"),
         (
             "{% for m in messages %}{{ m['content'] | upper + eos_token }}{% endfor %}",
@@ -224,7 +220,7 @@ def test_templates_that_cannot_be_followed(tmp_path: Path, template: str, proble
         ({"messages": [{"role": "user"}]}, "content: expected a text, got None"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
-            "content: expected a text, got None. Calls of tools are learned as text",
+            "tool_calls: the chat template does not show this field",
         ),
     ],
 )
