@@ -48,5 +48,5 @@ def without_repetition(
             "without repetition, or a dataset size that the number of ranks divides."
         )
         return ran
-    outputs = step_again(trainer, pl_module, ran._replace(batch=batch), is_one_of_many)
-    return ran if kept == size else ran._replace(outputs=outputs, batch=batch)
+    again = step_again(trainer, pl_module, ran._replace(batch=batch), is_one_of_many)
+    return ran if kept == size else again

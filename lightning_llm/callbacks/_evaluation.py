@@ -28,6 +28,35 @@ class EvaluationCallback(Callback):
             f"{type(self).__name__} must define finish(trainer, pl_module, prefix)"
         )
 
+    def before(self, pl_module: LightningModule, dataloader_idx: int) -> None:
+        """A step of it is about to run."""
+
+    def logged(self, pl_module: LightningModule) -> dict[str, Any]:
+        """What the step logged, where `before` set out to note it."""
+        return {}
+
+    @override
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.before(pl_module, dataloader_idx)
+
+    @override
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.before(pl_module, dataloader_idx)
+
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start(trainer)
@@ -46,7 +75,8 @@ class EvaluationCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        ran = EvaluationStep("validation_step", outputs, batch, batch_idx, dataloader_idx)
+        logged = self.logged(pl_module)
+        ran = EvaluationStep("validation_step", outputs, batch, batch_idx, dataloader_idx, logged)
         self.add(trainer, pl_module, ran)
 
     @override
@@ -59,7 +89,8 @@ class EvaluationCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        ran = EvaluationStep("test_step", outputs, batch, batch_idx, dataloader_idx)
+        logged = self.logged(pl_module)
+        ran = EvaluationStep("test_step", outputs, batch, batch_idx, dataloader_idx, logged)
         self.add(trainer, pl_module, ran)
 
     @override

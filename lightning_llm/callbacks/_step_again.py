@@ -21,6 +21,7 @@ class EvaluationStep(NamedTuple):
     batch: Any
     batch_idx: int
     dataloader_idx: int
+    logged: dict[str, Any] = {}  # noqa: RUF012  # by name, where a callback asks for it
 
 
 def can_step_again(pl_module: LightningModule, step: str) -> bool:
@@ -31,9 +32,12 @@ def can_step_again(pl_module: LightningModule, step: str) -> bool:
 
 
 def step_again(
-    trainer: Trainer, pl_module: LightningModule, step: EvaluationStep, is_one_of_many: bool
-) -> Any:
-    """What the step returns for ``step.batch``; ``step.outputs`` are not looked at.
+    trainer: Trainer,
+    pl_module: LightningModule,
+    step: EvaluationStep,
+    is_one_of_many: bool,
+) -> EvaluationStep:
+    """The step with what it returns and logs for ``step.batch``; its former outputs do not count.
 
     It runs through the strategy, as Lightning's own call does, so all ranks have to make it. What
     the step logs is dropped; torchmetrics of the module and random number generators are put back.
@@ -44,18 +48,27 @@ def step_again(
         arguments.append(step.batch_idx)
     if is_one_of_many:
         arguments.append(step.dataloader_idx)
-    with isolate_rng(), _silenced(pl_module), _metrics_kept(pl_module):
-        return getattr(trainer.strategy, step.name)(*arguments)
+    with isolate_rng(), _silenced(pl_module) as logged, _metrics_kept(pl_module):
+        outputs = getattr(trainer.strategy, step.name)(*arguments)
+    return step._replace(outputs=outputs, logged=logged)
 
 
 @contextmanager
-def _silenced(pl_module: LightningModule) -> Iterator[None]:
-    """Drop what the module logs; ``log_dict`` goes through ``log``."""
-    pl_module.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+def _silenced(pl_module: LightningModule) -> Iterator[dict[str, Any]]:
+    """Keep what the module logs from Lightning, and give it; ``log_dict`` goes through ``log``."""
+    logged: dict[str, Any] = {}
+    own = pl_module.__dict__.get("log")
+
+    def note(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        logged[name] = value.detach() if isinstance(value, Tensor) else value
+
+    pl_module.log = note  # type: ignore[method-assign]
     try:
-        yield
+        yield logged
     finally:
         del pl_module.log  # the method of the class shows again
+        if own is not None:
+            pl_module.log = own  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -29,6 +29,8 @@ PLAIN = [
     ("logits-5-1", "logits", 5, 1),
     ("logits-5-3", "logits", 5, 3),
     ("loss-5-2", "tensor", 5, 2),
+    ("logged-5-2", "nothing", 5, 2),
+    ("logged-5-3", "nothing", 5, 3),
 ]
 
 

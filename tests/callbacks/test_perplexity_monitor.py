@@ -106,19 +106,164 @@ def test_no_targets_at_all_is_nan_and_said() -> None:
         assert math.isnan(validated(Bigram("logits"), rows, 1)["val_perplexity"])
 
 
-@pytest.mark.parametrize("missing", ["outputs", "labels"])
-def test_what_to_return_is_named(missing: str) -> None:
-    class Unlabelled(Bigram):
-        def evaluate(self, batch: Any, name: str) -> Any:
-            return {"logits": self.table(batch["input_ids"])}
+class OnPairs(L.LightningModule):
+    """What a tutorial shows: (x, y) batches, and a step that logs its loss and returns nothing."""
 
-    rows = make_rows(2)
-    module: Bigram = Bigram("nothing")
-    if missing == "labels":
-        module = Unlabelled()
-        rows = [{"input_ids": row["input_ids"]} for row in rows]
-    with pytest.raises(ValueError, match=r"Return from validation_step one of: .*nll_sum"):
-        validated(module, rows, 1)
+    def __init__(
+        self, name: str = "val_loss", returns: str | None = None, ignore_index: int = -100
+    ) -> None:
+        super().__init__()
+        self.name, self.returns = name, returns
+        self.criterion = torch.nn.CrossEntropyLoss(ignore_index=ignore_index)
+        self.table = torch.nn.Embedding(VOCAB, VOCAB)
+        torch.nn.init.normal_(self.table.weight, generator=torch.Generator().manual_seed(5))
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        x, y = batch.values() if isinstance(batch, dict) else batch
+        return self.criterion(self.table(x).flatten(0, -2), y.flatten().long())
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        if self.name:
+            self.log_dict({self.name: loss, "other": 3.0})
+        x = batch[0] if isinstance(batch, list | tuple) else batch["x"]
+        return {
+            None: None,
+            "loss": {"loss": loss},
+            "tensor": loss,
+            "logits": {"logits": self.table(x)},
+        }[self.returns]
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.loss(batch).item())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def as_pairs(rows: list[dict[str, torch.Tensor]], ignore_index: int = -100) -> list[Any]:
+    """The same rows as (x, y), with another label for what does not count."""
+    return [
+        (row["input_ids"], row["shift_labels"].masked_fill(row["shift_labels"] < 0, ignore_index))
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("returns", [None, "loss", "tensor", "logits"])
+@pytest.mark.parametrize("ignore_index", [-100, 12])
+def test_pairs_give_the_brute_force_value(returns: str | None, ignore_index: int) -> None:
+    rows = make_rows(7)
+    for row in rows:  # a label that is ignored occurs nowhere else
+        row["shift_labels"][row["shift_labels"] == 12] = 0
+    module = OnPairs(returns=returns, ignore_index=ignore_index)
+    pairs = as_pairs(rows, ignore_index)
+    for given in (pairs, [{"x": x, "targets": y} for x, y in pairs]):
+        for batch_size in (1, 3):
+            value = validated(module, given, batch_size)["val_perplexity"]
+            assert value == pytest.approx(perplexity(module, rows), rel=2e-6)
+    assert "log" not in vars(module)  # the module is as it was
+
+
+@pytest.mark.parametrize("name", ["val_loss", "val/loss", "valid_loss", "validation_loss"])
+def test_usual_names_of_the_logged_loss(name: str) -> None:
+    rows, module = make_rows(5), OnPairs(name)
+    expected = perplexity(module, rows)
+    monitor = PerplexityMonitor()
+    got = validated(module, as_pairs(rows), 2, monitor=monitor)
+    assert got["val_perplexity"] == pytest.approx(expected, rel=2e-6)
+    assert got["other"] == 3.0  # what it logs is logged
+    tester = trainer(callbacks=[monitor])
+    (tested,) = tester.test(module, loader(as_pairs(rows), 2), verbose=False)
+    assert tested["test_perplexity"] == pytest.approx(expected, rel=2e-6)
+
+
+def test_class_labels_are_not_shifted() -> None:
+    """``labels`` of one class a row, as in image classification."""
+
+    class Classes(OnPairs):
+        def loss(self, batch: Any) -> torch.Tensor:
+            return self.criterion(self.table(batch["x"]), batch["labels"])
+
+    module = Classes()
+    rows = [{"x": torch.tensor(i % VOCAB), "labels": torch.tensor(i % 3)} for i in range(7)]
+    table = module.table.weight.detach().double().log_softmax(-1)
+    nll = [-table[row["x"], row["labels"]].item() for row in rows]
+    value = validated(module, rows, 2)["val_perplexity"]
+    assert value == pytest.approx(math.exp(sum(nll) / len(nll)), rel=2e-6)
+
+
+@pytest.mark.parametrize("missing", ["loss", "targets", "integers", "tensors"])
+def test_a_module_that_says_nothing_goes_on_with_one_warning(missing: str) -> None:
+    class Foreign(OnPairs):
+        def loss(self, batch: Any) -> torch.Tensor:
+            if missing in ("loss", "targets"):
+                return super().loss(batch if missing == "loss" else (batch["x"], batch["z"]))
+            return self.table.weight.square().sum()
+
+    rows = as_pairs(make_rows(4))
+    module = Foreign("" if missing == "loss" else "val_loss")
+    given: list[Any] = {
+        "loss": rows,
+        "targets": [{"x": x, "z": y} for x, y in rows],
+        "integers": [(x, y.float()) for x, y in rows],
+        "tensors": [(i, "text") for i in range(4)],
+    }[missing]
+    fitted = trainer(callbacks=[PerplexityMonitor()], max_epochs=2, num_sanity_val_steps=2)
+    with pytest.warns(UserWarning, match="logs no perplexity") as heard:
+        fitted.fit(module, loader(given, 2), loader(given, 2))
+    said = [str(w.message) for w in heard if "PerplexityMonitor" in str(w.message)]
+    assert len(said) == 1
+    assert "Return from validation_step one of: {'nll_sum'" in said[0]
+    assert fitted.global_step == 4
+    assert "val_perplexity" not in fitted.callback_metrics
+
+
+@pytest.mark.parametrize(
+    "options", [{"label_smoothing": 0.1}, {"reduction": "sum"}, {"weight": torch.ones(VOCAB)}]
+)
+def test_a_loss_that_is_no_mean_likelihood_is_not_taken_for_one(options: dict[str, Any]) -> None:
+    module = OnPairs()
+    module.criterion = torch.nn.CrossEntropyLoss(**options)
+    with pytest.warns(UserWarning, match="the mean loss without label smoothing"):
+        assert "val_perplexity" not in validated(module, as_pairs(make_rows(3)), 2)
+    module.returns = "logits"
+    rows = make_rows(3)
+    value = validated(module, as_pairs(rows), 2)["val_perplexity"]
+    assert value == pytest.approx(perplexity(module, rows), rel=2e-6)
+
+
+def test_a_dataloader_of_another_kind_is_left_out() -> None:
+    """Of two, the second has no targets: the first keeps its value."""
+
+    class Two(OnPairs):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            if dataloader_idx == 0:
+                self.log("val_loss", self.loss(batch), add_dataloader_idx=False)
+
+    rows, module = make_rows(5), Two()
+    loaders = [loader(as_pairs(rows), 2), loader([torch.zeros(2)] * 3, 1)]
+    with pytest.warns(UserWarning, match="PerplexityMonitor logs no perplexity"):
+        results = trainer(callbacks=[PerplexityMonitor()]).validate(module, loaders, verbose=False)
+    value = results[0]["val_perplexity/dataloader_idx_0"]
+    assert value == pytest.approx(perplexity(module, rows), rel=2e-6)
+    assert "val_perplexity/dataloader_idx_1" not in results[1]
+
+
+def test_two_monitors_and_an_error_leave_the_module_as_it_was() -> None:
+    class Breaks(OnPairs):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            if batch_idx == 1:
+                raise RuntimeError("broken")
+
+    rows, module = as_pairs(make_rows(4)), Breaks()
+    monitors = [PerplexityMonitor(), PerplexityMonitor(torch.ones(VOCAB))]
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer(callbacks=monitors).validate(module, loader(rows, 2), verbose=False)
+    assert "log" not in vars(module)
 
 
 def test_logits_that_do_not_fit_the_labels_are_named() -> None:

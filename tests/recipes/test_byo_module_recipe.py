@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from lightning_llm.cli import main
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "byo_module.yaml"
+LOGS = """        self.log("val_loss", self.loss(batch))
+
+    def conf"""
 PACKAGE = """
 import lightning.pytorch as L
 import torch
@@ -45,11 +49,25 @@ class MyData(L.LightningDataModule):
 """
 
 
+# The same as a tutorial writes it: (x, y) batches, and a step that only logs its loss.
+ON_PAIRS = (
+    PACKAGE.replace('batch["input_ids"])[:, :-1]', "batch[0])")
+    .replace('batch["labels"][:, 1:].flatten()', "batch[1].flatten()")
+    .replace("        return self.loss(batch)\n\n    def conf", LOGS)
+    .replace('{"input_ids": row, "labels": row} for', "(row[:-1], row[1:]) for")
+)
+
+
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
+@pytest.mark.parametrize("package", [PACKAGE, ON_PAIRS], ids=["returns", "logs"])
 def test_a_foreign_module_trains_once_its_package_is_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    package: str,
 ) -> None:
-    (tmp_path / "my_package.py").write_text(PACKAGE)
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)
+    (tmp_path / "my_package.py").write_text(package)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(RECIPE)])
