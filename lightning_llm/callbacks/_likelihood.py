@@ -119,8 +119,8 @@ def what_to_return(outputs: Any, batch: Any, *, step: str) -> str:
         f"returned {describe(outputs)}, and the batch is {describe(batch)}. Return from {step} one "
         "of: {'nll_sum': sum of the token NLLs, 'num_tokens': how many}; {'logits': (B, T, V)}; or "
         "the mean loss without label smoothing, which may also be logged as val_loss or test_loss. "
-        "Logits and loss need the targets in the batch: `shift_labels`, `labels`, `targets`, or the "
-        "y of (x, y)."
+        "Logits and loss need the targets in the batch: `shift_labels`, `labels`, `targets`, or "
+        "the y of (x, y)."
     )
 
 

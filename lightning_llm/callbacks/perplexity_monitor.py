@@ -49,8 +49,8 @@ class PerplexityMonitor(EvaluationCallback):
     The targets of a batch are its ``shift_labels``, Hugging Face ``labels`` (which are shifted),
     ``targets``, or the integer ``y`` of ``(x, y)``. Those that do not count are -100, or the
     ``ignore_index`` of the module's ``torch.nn.CrossEntropyLoss``; the loss of one with label
-    smoothing, class weights or another reduction is no likelihood and is not used. Where none of this is there,
-    one warning says what to return; nothing is logged, and the run goes on.
+    smoothing, class weights or another reduction is no likelihood and is not used. Where none of
+    this is there, one warning says what to return; nothing is logged, and the run goes on.
 
     Bits per byte, NLL in bits over bytes of text, is logged as ``val_bits_per_byte`` when the
     bytes are known: from ``num_bytes`` of the outputs, or from a table of bytes per token id

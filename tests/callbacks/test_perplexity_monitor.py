@@ -195,6 +195,7 @@ def test_class_labels_are_not_shifted() -> None:
     assert value == pytest.approx(math.exp(sum(nll) / len(nll)), rel=2e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`:UserWarning")
 @pytest.mark.parametrize("missing", ["loss", "targets", "integers", "tensors"])
 def test_a_module_that_says_nothing_goes_on_with_one_warning(missing: str) -> None:
     class Foreign(OnPairs):
