@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,9 @@ def read_conversation(row: Row, messages_field: str, template: str) -> Conversat
             "Set messages_field to the one that holds the messages."
         )
     given = fields[name]
+    if isinstance(given, str):  # a cell of a table
+        with suppress(json.JSONDecodeError):
+            given = json.loads(given)
     if not isinstance(given, list) or not given:
         raise InvalidValueError(f"{where}: {name}: expected a list of messages, got {given!r:.60}.")
     messages: list[Message] = []

@@ -25,7 +25,7 @@ from lightning_llm.data.cache import (
 from lightning_llm.data.corpus import Part, part_by_hash
 from lightning_llm.data.examples import Example, ExampleEncoder, RowErrors, Task, check_text
 from lightning_llm.data.packed_examples import StoredTexts
-from lightning_llm.data.rows import Row, RowSource
+from lightning_llm.data.rows import Row, RowSource, readable
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.store_writer import TokenStoreWriter
 from lightning_llm.data.tokenizer import (
@@ -156,7 +156,7 @@ class PreparedExamples:
             if part != "train":
                 continue
             try:
-                texts = list(self.task.texts(row))
+                texts = list(self.task.texts(readable(row)))
             except InvalidValueError:
                 if self.errors == "raise":
                     raise
@@ -226,7 +226,7 @@ class PreparedExamples:
                 made = []
                 for part, row in chunk:
                     with bad:
-                        example = self.task.example(row, tokenizer)
+                        example = self.task.example(readable(row), tokenizer)
                         if example is not None:
                             check_text(example, row[1])
                         made.append((part, example))

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from lightning_llm.data.file_kinds import COMPRESSED, refused_by_content
 from lightning_llm.data.foreign_encodings import guess_encoding
-from lightning_llm.errors import InvalidValueError, LightningLLMError, MissingPackageError
+from lightning_llm.errors import InvalidValueError, MissingPackageError
 
 DecodeErrors = Literal["strict", "replace", "skip"]
 """What to do with text that is not valid Unicode: stop, put U+FFFD in its place, or leave the
@@ -68,7 +68,7 @@ class SourceStats:
         self.first_skipped = self.first_skipped or where
 
 
-class InvalidTextError(LightningLLMError, ValueError):
+class InvalidTextError(InvalidValueError):
     """Text that is not valid Unicode, with its place in the message."""
 
 

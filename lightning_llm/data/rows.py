@@ -34,11 +34,34 @@ _PARQUET_ROWS = 256
 _OR_SQUAD = " or in SQuAD's layout"
 
 
+class BadRow(dict[str, Any]):
+    """Stands for a row that cannot be read, so that the rows behind it still can.
+
+    Args:
+        error: What is wrong with it.
+    """
+
+    def __init__(self, error: InvalidValueError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def readable(row: Row) -> Row:
+    """Return a row.
+
+    Raises:
+        ValueError: It could not be read.
+    """
+    if isinstance(row[0], BadRow):
+        raise row[0].error
+    return row
+
+
 class RowSource(Protocol):
     """A repeatable stream of rows."""
 
     def rows(self) -> Iterator[Row]:
-        """Yield each row and where it is from, always in the same order."""
+        """Yield each row and where it is from, always in the same order; see also `BadRow`."""
 
     def fingerprint(self, root: Path) -> str:
         """Return a hash that changes with the content; ``root`` is the cache."""
@@ -101,8 +124,8 @@ class FileRows:
         """
         if not self.columns:
             return False
-        first, _ = next(_text_lines(path), ("", ""))
-        cells = first.split("\t")
+        first = next(raw_lines(path), None)
+        cells = [] if first is None else _text(*first).split("\t")
         return cells == list(self.columns) or not set(self.columns) <= set(cells)
 
 
@@ -143,7 +166,7 @@ class AlignedRows:
             yield from self._pair(first, second)
 
     def _pair(self, first: Path, second: Path) -> Iterator[Row]:
-        sides = [_text_lines(first), _text_lines(second)]
+        sides = [raw_lines(first), raw_lines(second)]
         for number in itertools.count():
             lines = [next(side, None) for side in sides]
             if lines == [None, None]:
@@ -157,8 +180,13 @@ class AlignedRows:
                     "must be the translation of line i of the other. Remove or add the lines that "
                     "have no counterpart."
                 )
-            texts = [line[0] for line in lines if line is not None]
-            yield dict(zip(self.columns, texts)), f"{shown(first)}:{number + 1}"
+            where = f"{shown(first)}:{number + 1}"
+            try:
+                texts = [_text(*line) for line in lines if line is not None]
+            except InvalidValueError as error:
+                yield BadRow(error), where
+            else:
+                yield dict(zip(self.columns, texts)), where
 
     def fingerprint(self, root: Path) -> str:
         """Return a hash of names and contents of the files, in their pairs."""
@@ -231,34 +259,41 @@ def _content(files: tuple[Path, ...], root: Path) -> str:
     return remembered_fingerprint(files, root, lambda: fingerprint_files(files))
 
 
-def _text_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield each line without its end, and its place; only LF and CRLF end a line."""
-    for line, where, offset in raw_lines(path):
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            raise invalid_utf8(where, error, offset + error.start, choice=False) from None
-        yield text.removesuffix("\n").removesuffix("\r"), where
+def _text(line: bytes, where: str, offset: int) -> str:
+    """Return a line without its end; only LF and CRLF end a line."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise invalid_utf8(where, error, offset + error.start, choice=False) from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
     for line, where, offset in raw_lines(path):
         if not line.strip():
             continue
-        row = parse_line(line, where, offset, errors=None)
-        if not isinstance(row, dict):
-            raise InvalidValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
+        try:
+            row = parse_line(line, where, offset, errors=None)
+            if not isinstance(row, dict):
+                kind = type(row).__name__
+                raise InvalidValueError(f"{where}: expected a JSON object, got {kind}.")
+        except InvalidValueError as error:
+            row = BadRow(error)
         yield row, where
 
 
 def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    for number, (line, where) in enumerate(_text_lines(path)):
-        cells = line.split("\t")
-        if len(cells) != len(columns):
-            raise InvalidValueError(
-                f"{where}: {len(cells)} columns; expected {len(columns)}, separated by tabs: "
-                f"{', '.join(columns)}."
-            )
+    for number, (line, where, offset) in enumerate(raw_lines(path)):
+        try:
+            cells = _text(line, where, offset).split("\t")
+            if len(cells) != len(columns):
+                raise InvalidValueError(
+                    f"{where}: {len(cells)} columns; expected {len(columns)}, separated by tabs: "
+                    f"{', '.join(columns)}."
+                )
+        except InvalidValueError as error:
+            yield BadRow(error), where
+            continue
         if number == 0 and cells == list(columns):
             continue  # a header
         yield dict(zip(columns, cells)), where
@@ -266,7 +301,11 @@ def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
 def _read_table(path: Path, needed: Sequence[str]) -> Iterator[Row]:
     for cells, where in table_rows(path, needed):
-        yield {name: decode_cell(cell, name, where, None) for name, cell in cells.items()}, where
+        try:
+            row = {name: decode_cell(cell, name, where, None) for name, cell in cells.items()}
+        except InvalidValueError as error:
+            row = BadRow(error)
+        yield row, where
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

@@ -204,7 +204,7 @@ def test_bad_rows_are_skipped_and_counted(
 ) -> None:
     good = GOOD[kind]
     surrogate = json.dumps(good).replace("Cattle", "Cat\\ud83d")
-    rows = [good, {"other": 1}, good, surrogate]
+    rows = [good, {"other": 1}, good, surrogate, "{", "[]"]
     with pytest.raises(ValueError, match=r"rows.jsonl:2: .*no field"):
         module(tmp_path, *rows, kind=kind).prepare_data()
     with pytest.raises(ValueError, match=r"rows.jsonl:2: .*half of a surrogate pair"):
@@ -212,7 +212,7 @@ def test_bad_rows_are_skipped_and_counted(
     data = module(tmp_path, *rows, kind=kind, errors="skip")
     data.setup()
     assert len(data.train_store) == 2
-    assert caplog.text.count("left out 2 rows that are no examples; the first: ") == 1
+    assert caplog.text.count("left out 4 rows that are no examples; the first: ") == 1
     assert "rows.jsonl:2: " in caplog.text
     with pytest.raises(ValueError, match=r'0 examples.*1 by errors="skip", the first .*jsonl:1'):
         module(tmp_path, {"other": 1}, kind=kind, errors="skip").prepare_data()
@@ -226,3 +226,31 @@ def test_a_tokenizer_learns_from_what_can_be_read(tmp_path: Path) -> None:
     data = module(tmp_path, *rows, tokenizer=spec, chat_template="chatml", errors="skip")
     assert {"C", "?"} <= data.tokenizer.get_vocab().keys()
     assert "@" not in data.tokenizer.get_vocab()
+
+
+def test_lines_that_cannot_be_read_are_skipped_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"tokenizer": SPEC, "micro_batch_size": 1, "cache_dir": tmp_path / "cache"}
+    table = tmp_path / "pairs.tsv"
+    table.write_bytes(b"ox\tOchse\ncow\t\xff\nhen\nram\tWidder\n")
+    sides = [tmp_path / "a.en", tmp_path / "a.de"]
+    sides[0].write_bytes(b"ox\ncow\xff\nram\n")
+    sides[1].write_bytes(b"Ochse\nKuh\nWidder\n")
+    for given, number in (
+        ({"train_files": table}, 2),
+        ({"train_source": sides[0], "train_target": sides[1]}, 1),
+    ):
+        with pytest.raises(ValueError, match="UTF-8"):
+            TranslationDataModule(**given, **options).prepare_data()
+        data = TranslationDataModule(**given, **options, errors="skip")
+        data.setup()
+        assert len(data.train_store) == 2
+        assert f"left out {number} rows that are no examples; the first: " in caplog.text
+
+
+def test_conversations_in_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "chats.csv"
+    cell = json.dumps(talk(TELL)["messages"]).replace('"', '""')
+    path.write_text(f'id,messages\n7,"{cell}"\n', encoding="utf-8")
+    assert learned(tmp_path, talk(TELL), train_files=path) == "Cattle.<|im_end|>"
