@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_llm.errors import MissingKeyError
+from lightning_llm.errors import InvalidTypeError, MissingKeyError
 
 IGNORE_INDEX = -100
 
@@ -73,6 +73,28 @@ def targets_of(batch: Mapping[str, Tensor]) -> Tensor:
     if "shift_labels" in batch:
         return targets
     return torch.nn.functional.pad(targets, (0, 1), value=IGNORE_INDEX)
+
+
+def inputs_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the token ids of a batch, ``(B, T)`` whole numbers.
+
+    Raises:
+        KeyError: The batch has no ``input_ids``; the keys that it has are named.
+        TypeError: They are no tensor of that kind.
+    """
+    ids = field(batch, "input_ids")
+    if ids is None:
+        raise MissingKeyError(
+            f"the batch is {describe(batch)}; it needs 'input_ids' (B, T), the ids of the tokens, "
+            f"beside 'shift_labels' or 'labels' (B, T)"
+        )
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        kind = f" of {ids.dtype}" if isinstance(ids, Tensor) else ""
+        raise InvalidTypeError(
+            f"input_ids of the batch is {describe(ids)}{kind}; it must be a tensor (B, T) of whole "
+            f"numbers, the ids of the tokens"
+        )
+    return ids
 
 
 def documents_of(batch: Mapping[str, Tensor]) -> Tensor | None:

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_llm.batches import documents_of
+from lightning_llm.batches import documents_of, inputs_of
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.language import LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
@@ -95,7 +95,7 @@ class CausalLM(LanguageModule):
     def hidden_states(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return what the output head is applied to, ``(B, T, D)``."""
         return self.model.backbone(
-            batch["input_ids"],
+            inputs_of(batch),
             position_ids=batch.get("position_ids"),
             document_ids=documents_of(batch),
         )

@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_llm.callbacks._step_again import EvaluationStep
-from lightning_llm.errors import InvalidTypeError
 
 
 class EvaluationCallback(Callback):
@@ -16,17 +15,15 @@ class EvaluationCallback(Callback):
 
     def start(self, trainer: Trainer) -> None:
         """An evaluation begins."""
-        raise InvalidTypeError(f"{type(self).__name__} must define start(trainer)")
+        raise TypeError(f"{type(self).__name__} must define start(trainer)")
 
     def add(self, trainer: Trainer, pl_module: LightningModule, ran: EvaluationStep) -> None:
         """A step of it ended."""
-        raise InvalidTypeError(f"{type(self).__name__} must define add(trainer, pl_module, ran)")
+        raise TypeError(f"{type(self).__name__} must define add(trainer, pl_module, ran)")
 
     def finish(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         """It ended; names of what is logged begin with ``prefix``, ``"val"`` or ``"test"``."""
-        raise InvalidTypeError(
-            f"{type(self).__name__} must define finish(trainer, pl_module, prefix)"
-        )
+        raise TypeError(f"{type(self).__name__} must define finish(trainer, pl_module, prefix)")
 
     def before(self, pl_module: LightningModule, dataloader_idx: int) -> None:
         """A step of it is about to run."""

@@ -6,13 +6,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
+import time
 from collections.abc import Sequence
-from pathlib import Path
-
-from lightning_llm.errors import LightningLLMError
 
 RECIPE_COMMANDS = {
     "fit": "train the recipe's model on the recipe's data",
@@ -32,11 +28,14 @@ OTHER_COMMANDS = {
     "recipes": "list the recipes that come with the package, or write one to standard output",
     "completion": "write a script that completes commands and keys in bash or zsh",
 }
+started_at = 0.0  # the time of `main`, which tells what this process was there to see
 COMMANDS = {**RECIPE_COMMANDS, **RUN_COMMANDS, **OTHER_COMMANDS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; return the exit status (0 done, 1 failed, 2 unusable arguments)."""
+    global started_at
+    started_at = time.time()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(_usage())
@@ -48,17 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"lightning-llm {__version__}\n")
         return 0
     try:
-        return _run(command, rest)
+        status = _run(command, rest)
+        sys.stdout.flush()  # here, where a reader that has left can be told from a fault
+        return status
     except KeyboardInterrupt as stop:
+        from lightning_llm.cli.failures import rank
+
         said = f" {stop}" if str(stop) else ": nothing was saved" if command == "fit" else ""
-        sys.stderr.write(f"interrupted{said}\n")
+        if str(stop) or not rank():
+            sys.stderr.write(f"interrupted{said}\n")
         return 130
     except Exception as error:
-        message = _message_to_user(error)
-        if message is None:
-            raise
-        sys.stderr.write(f"lightning-llm {command}: error: {message}\n")
-        return 1
+        from lightning_llm.cli.failures import report_failure
+
+        return report_failure(command, error)
 
 
 def _run(command: str, rest: list[str]) -> int:
@@ -109,34 +111,3 @@ def _usage() -> str:
         + "\n".join(lines)
         + "\n\nexample:  lightning-llm fit --config recipes/quickstart.yaml\n"
     )
-
-
-def _message_to_user(error: BaseException) -> str | None:
-    """Return the sentence of an error raised on purpose, None for any other.
-
-    On purpose means: by this package, or by Lightning's checks of its arguments; also when another
-    library wrapped it. So is what a class says of its arguments where jsonargparse keeps the text
-    alone. Everything else keeps its traceback, and ``LIGHTNING_LLM_TRACEBACK=1`` keeps all of them.
-    """
-    if os.environ.get("LIGHTNING_LLM_TRACEBACK"):
-        return None
-    cause: BaseException | None = error
-    while cause is not None:
-        if _raised_on_purpose(cause):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    from lightning_llm.cli.parse_errors import refusal_of_class
-
-    return refusal_of_class(str(error))
-
-
-def _raised_on_purpose(error: BaseException) -> bool:
-    if isinstance(error, LightningLLMError):
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    raised_in = Path(frames[-1].filename).resolve() if frames else Path()
-    # A logger without its package is a ModuleNotFoundError that says what to install.
-    lightning_checks = isinstance(error, ValueError | TypeError | ModuleNotFoundError) or (
-        type(error).__name__ == "MisconfigurationException"
-    )
-    return lightning_checks and "lightning" in raised_in.parts

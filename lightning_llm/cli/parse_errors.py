@@ -7,12 +7,14 @@ tree. Here the branch that was meant is followed down to its end.
 from __future__ import annotations
 
 import ast
+import os
 import re
-import sys
+import traceback
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from lightning_llm.cli.failures import place_of_user, tell
 from lightning_llm.cli.recipe_keys import (
     class_names,
     fields_at,
@@ -46,8 +48,6 @@ _NO_CLASS_PATH = re.compile(
     r"Dict must include a class_path and optionally init_args, but got (.+)"
 )
 _NO_SUBCLASS = re.compile(r"Not a valid subclass of ")
-_UNION = "Does not validate against any of the Union subtypes"
-_OTHER_TYPE = re.compile(r"Expected |Not a valid subclass|Not of type|Does not validate|Errors:")
 _NO_FILE = re.compile(r"File does not exist: '(.+)'")
 _NO_GROUP = re.compile(r"Unable to load config ")  # a value where there are keys
 _NO_RECIPE = re.compile(r"arguments are required: .*\b(model|data)\b")
@@ -67,6 +67,8 @@ class ShortErrors:
         """Write the problem and a suggestion to standard error, and exit with status 2."""
         if not self.exit_on_error:  # the parser of a class inside: the outer one reports
             super().error(message, ex)  # type: ignore[misc]
+        if ex is not None and os.environ.get("LIGHTNING_LLM_TRACEBACK"):
+            traceback.print_exception(ex)
         problem = find_problem(message)
         close = suggestion(problem, self)
         hint = f"\ndid you mean {close!r}?" if close else _keys_of_group(problem)
@@ -75,7 +77,9 @@ class ShortErrors:
                 "\ngive a recipe, such as --config recipes/quickstart.yaml; "
                 "`lightning-llm recipes` lists those of the package"
             )
-        sys.stderr.write(f"{self.prog}: error: {problem}{hint}\n")
+        place = None if ex is None else place_of_user(ex)
+        hint += f"\nit was raised in {place}" if place else ""
+        tell(f"{self.prog}: error: {problem}{hint}\n")
         raise SystemExit(2)
 
 
@@ -144,22 +148,6 @@ def _dig(lines: list[str], outer: Problem) -> Problem:
         tuple(certain[:1] or issues or said),
         values[0] if values else "",
     )
-
-
-def refusal_of_class(message: str) -> str | None:
-    """Return what a class said when it was built for a key that takes several types.
-
-    jsonargparse then lists it, as text, among what every other type of the key says. None if the
-    message is no such list.
-    """
-    if not message.startswith(_UNION):
-        return None
-    lines = message.partition("\nGiven value type: ")[0].splitlines()
-    for number, line in enumerate(lines):
-        said = line.strip()
-        if said.startswith("- ") and not _OTHER_TYPE.match(said[2:]):
-            return "\n".join([said[2:], *(more.strip() for more in _block(lines, number))])
-    return None
 
 
 def _block(lines: list[str], number: int) -> list[str]:

@@ -15,8 +15,6 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from lightning_llm.errors import InvalidValueError
-
 _ROUNDS = 8
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -38,7 +36,7 @@ class Permutation:
 
     def __init__(self, n: int, *, seed: int, epoch: int = 0) -> None:
         if not 0 <= n < 2**62:
-            raise InvalidValueError(f"n={n} must be between 0 and 2**62.")
+            raise ValueError(f"n={n} must be between 0 and 2**62.")
         self.n = n
         columns = max(1, math.isqrt(n))
         self._columns = np.uint64(columns)

@@ -19,7 +19,6 @@ from lightning_llm.data.readers_base import (
     open_bytes,
     strip_bom,
 )
-from lightning_llm.errors import InvalidValueError
 
 _TAIL_BYTES = 1 << 16
 # Best first. The second suits tokenizers that keep blank lines together (ours, GPT-4's); GPT-2's
@@ -150,7 +149,7 @@ def split_file_range(path: Path, fraction: float) -> tuple[tuple[int, int], tupl
         ValueError: ``fraction`` is not within 0 to 1.
     """
     if not 0.0 <= fraction <= 1.0:
-        raise InvalidValueError(f"fraction={fraction} must be between 0 and 1.")
+        raise ValueError(f"fraction={fraction} must be between 0 and 1.")
     with open(path, "rb") as stream:
         size = stream.seek(0, io.SEEK_END)
         cut = int(fraction * size)

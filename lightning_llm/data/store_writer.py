@@ -101,7 +101,7 @@ class TokenStoreWriter:
         """
         self._check_open()
         if self._open_tokens or self._continues:
-            raise InvalidValueError("add() inside a document: call end_document() after extend().")
+            raise ValueError("add() inside a document: call end_document() after extend().")
         self.extend(ids)
         self.end_document()
 
@@ -134,7 +134,7 @@ class TokenStoreWriter:
         borders = np.asarray(ends, dtype=np.int64)
         sizes = np.diff(borders, prepend=0)
         if len(borders) and (sizes.min() < 0 or borders[-1] > len(ids)):
-            raise InvalidValueError(f"ends must ascend from 0 to {len(ids)}, the number of ids")
+            raise ValueError(f"ends must ascend from 0 to {len(ids)}, the number of ids")
         if self._open_tokens + len(ids) > megatron_index.MAX_SEQUENCE_TOKENS:
             for first, last in zip((0, *ends), ends, strict=False):
                 self.extend(ids[first:last])
@@ -162,7 +162,7 @@ class TokenStoreWriter:
 
     def _check_open(self) -> None:
         if self._finished:
-            raise InvalidValueError(f"{self.path}: the writer is closed.")
+            raise ValueError(f"{self.path}: the writer is closed.")
 
     def _validated(
         self, ids: Sequence[int] | np.ndarray, borders: np.ndarray | None = None
@@ -231,7 +231,7 @@ class TokenStoreWriter:
         if self._finished:
             return
         if self._open_tokens or self._continues:
-            raise InvalidValueError(f"{self.path}: the last document is open; call end_document().")
+            raise ValueError(f"{self.path}: the last document is open; call end_document().")
         self._flush()
         documents = megatron_index.finish_index(
             self._idx, self.dtype, self._sequences, self._continuations

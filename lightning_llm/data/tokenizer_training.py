@@ -69,7 +69,7 @@ def train_tokenizer(spec: TokenizerSpec, texts: Iterable[str]) -> PreTrainedToke
     from transformers import PreTrainedTokenizerFast
 
     if spec.pretrained is not None:
-        raise InvalidValueError(
+        raise ValueError(
             f"TokenizerSpec(pretrained={spec.pretrained!r}) is to be loaded, not trained: use "
             "load_tokenizer."
         )

@@ -177,7 +177,7 @@ def _read_samples(path: Path, run: Run) -> None:
             values.pop("epoch", None)
             texts = {str(name): str(text) for name, text in values.items()}
             if not (math.isfinite(step) and texts):
-                raise InvalidValueError("no step or no text")
+                raise ValueError("no step or no text")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             run.problems.append(f"{path.name}, line {number}: left out, not a sample")
             continue

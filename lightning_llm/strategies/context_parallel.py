@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from lightning_llm.batches import documents_of, targets_of
+from lightning_llm.batches import documents_of, inputs_of, targets_of
 from lightning_llm.errors import InvalidValueError
 from lightning_llm.models import Transformer
 from lightning_llm.models.attention import Attention
@@ -73,7 +73,7 @@ class ContextParallel:
 
     def share_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of a batch is at this rank's positions; targets are found before it is cut."""
-        ids = batch["input_ids"]
+        ids = inputs_of(batch)
         whole = {name: value for name, value in batch.items() if name not in _REPLACED}
         whole |= {"input_ids": ids, "shift_labels": targets_of(batch)}
         documents = documents_of(batch)

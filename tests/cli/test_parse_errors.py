@@ -10,7 +10,7 @@ import yaml
 
 import lightning_llm.cli.training  # noqa: F401  # its log handler keeps the stderr it finds
 from lightning_llm.cli import main
-from lightning_llm.cli.parse_errors import check_strategy, find_problem, refusal_of_class
+from lightning_llm.cli.parse_errors import check_strategy, find_problem
 
 CHECKPOINTS = "lightning.pytorch.callbacks.ModelCheckpoint"
 
@@ -229,14 +229,3 @@ def test_what_a_class_refuses_is_said_also_where_a_key_takes_several_types(
     assert "replicate_size=-1" in last
     assert "prefetch=-1" in last
     assert "Namespace" not in last
-
-
-def test_a_refusal_of_several_lines_is_kept_whole() -> None:
-    message = (
-        "Does not validate against any of the Union subtypes\nSubtypes: [a, b]\nErrors:\n"
-        "  - Not a valid subclass of A\n  - Does not validate against any of the Union subtypes\n"
-        "    Errors:\n      - Expected a <class 'str'>\n      - two problems:\n          - one\n"
-        "          - two\nGiven value type: <class 'N'>\nGiven value: N(- three)"
-    )
-    assert refusal_of_class(message) == "two problems:\n- one\n- two"
-    assert refusal_of_class("another error") is None

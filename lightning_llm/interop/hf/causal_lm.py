@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_llm.batches import documents_of
+from lightning_llm.batches import documents_of, inputs_of
 from lightning_llm.errors import InvalidValueError, MissingFileError
 from lightning_llm.generation.ends import id_list, of_another_vocabulary
 from lightning_llm.interop.hf.adapters import (
@@ -154,7 +154,7 @@ class HFCausalLM(LanguageModule):
     def hidden_states(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return what the output head is applied to, ``(B, T, D)``."""
         return self._decoder.hidden_states(
-            batch["input_ids"],
+            inputs_of(batch),
             position_ids=batch.get("position_ids"),
             document_ids=documents_of(batch),
         )

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_llm.errors import UnsupportedError
 from lightning_llm.interop.hf.export import write_pretrained
 from lightning_llm.interop.hf.load import SafetensorsFolder
 from lightning_llm.interop.hf.tokenizer import unpack_tokenizer
@@ -61,7 +60,7 @@ def _check_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
     hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for name, again in iterate_from_hf(hf_config, SafetensorsFolder(folder)):
         if not torch.equal(again, weights[name]):
-            raise UnsupportedError(
+            raise RuntimeError(  # a fault of ours, with its traceback
                 f"{name} reads back as another weight; nothing was written. This is a fault in the "
                 f"weight table of {hf_config['model_type']}: please report the TransformerConfig"
             )
