@@ -102,6 +102,9 @@ class ChatRenderer:
         self, messages: Sequence[Message], options: Mapping[str, Any], whole: str
     ) -> list[Span]:
         """Return the parts between ``{% generation %}`` and ``{% endgeneration %}``."""
+        template = self.tokenizer.get_chat_template(None, options.get("tools"))
+        if _GENERATION.search(template) is None:
+            return []
         from transformers.utils.chat_template_utils import render_jinja_template
 
         options = dict(options)
@@ -110,7 +113,7 @@ class ChatRenderer:
             conversations=[[dict(message) for message in messages]],
             tools=tools,
             documents=options.pop("documents", None),
-            chat_template=self.tokenizer.get_chat_template(None, tools),
+            chat_template=template,
             return_assistant_tokens_mask=True,
             add_generation_prompt=False,
             **{**self.tokenizer.special_tokens_map, **options},
@@ -138,6 +141,9 @@ class _Reading:
         self._check_options()
         self.regions = self._aligned() or [self._region(i) for i in range(len(self.messages))]
         self._check_shown()
+        self.marked: list[Span] = []
+        if renderer.marks_generation:
+            self.marked = renderer.generation_spans(self.messages, self.options, self.whole)
 
     def example(self) -> Example:
         turns = [self._turn(number) for number in self.given.learned]
@@ -199,19 +205,19 @@ class _Reading:
         for name in names:
             if self._try([{k: v for k, v in m.items() if k != name} for m in messages])[0]:
                 number = next(i for i, message in enumerate(messages) if name in message)
-                return f". It would take it without {self.given.name(number)}: {name}"
+                return f" (it would take it without {self.given.name(number)}: {name})"
         for number, message in enumerate(messages):
             if isinstance(message.get("content"), str):
                 continue
             plain = {**message, "content": _MARK}
             if self._try([*messages[:number], plain, *messages[number + 1 :]])[0]:
-                return f". It would take a text as content of {self.given.name(number)}"
+                return f" (it would take a text as content of {self.given.name(number)})"
         for name in self.options:
             try:
                 self.renderer.render(messages, {k: v for k, v in self.options.items() if k != name})
             except Exception:
                 continue
-            return f". It would take it without {name}"
+            return f" (it would take it without {name})"
         for number, message in enumerate(messages):
             role = message["role"]
             if role in ("user", "assistant"):
@@ -219,7 +225,7 @@ class _Reading:
             others = [{**message, "role": other} for other in ("user", "assistant")]
             for instead in ([], *([other] for other in others)):
                 if self._try([*messages[:number], *instead, *messages[number + 1 :]])[0]:
-                    return f". It does not take {self.given.name(number)} of role {role!r}"
+                    return f" (it does not take {self.given.name(number)} of role {role!r})"
         return ""
 
     def _try(self, messages: Sequence[Message], **more: Any) -> tuple[str | None, Exception | None]:
@@ -450,14 +456,13 @@ class _Reading:
         end = self._end(number, region, limit)
         start, prompt = self._start(number, region, floor)
         spans = [Span(start, end)]
-        if self.renderer.marks_generation:
+        if self.marked:
             spans = self._marked(number, spans[0])
         return _Turn(spans, prompt, self._answer(number, region, Span(start, end)))
 
     def _marked(self, number: int, turn: Span) -> list[Span]:
         """Return what the template itself marks of a turn, and the turn's end."""
-        marked = self.renderer.generation_spans(self.messages, self.options, self.whole)
-        spans = [s for s in marked if s.start < turn.end and turn.start < s.end]
+        spans = [s for s in self.marked if s.start < turn.end and turn.start < s.end]
         if not spans:
             self.renderer.note(
                 "turns of the assistant outside of {% generation %} are not learned",
@@ -562,7 +567,8 @@ class _Reading:
                 self.given.place(number),
             )
             return region.end + len(tail.rstrip())
-        raise self._error(f"closes turn {number} of the assistant with no special token")
+        follows = f", what follows is {tail[:30]!r}" if tail.strip() else ""
+        raise self._error(f"closes turn {number} of the assistant with no special token{follows}")
 
     def _ends_of_calls(
         self, number: int, tail: str, found: list[re.Match[str]]

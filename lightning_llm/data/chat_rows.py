@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_llm.data.rows import Row
+from lightning_llm.data.rows import ArrowRow, Row
 from lightning_llm.errors import InvalidValueError
 
 Message = dict[str, Any]
@@ -108,6 +108,8 @@ def read_conversation(row: Row, messages_field: str, template: str) -> Conversat
         ValueError: Names the field in the way.
     """
     fields, where = row
+    if isinstance(fields, ArrowRow):
+        fields = {name: _without_nulls(value) for name, value in fields.items()}
     names = (messages_field, "conversations")
     name = next((name for name in names if name in fields), None)
     if name is None:
@@ -159,6 +161,12 @@ def strings(value: Any, skipped: tuple[str, ...] = ("role", "type", "id")) -> It
     elif isinstance(value, list | tuple):
         for item in value:
             yield from strings(item, skipped)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _message(given: Any, where: str, template: str) -> tuple[Message, bool]:

@@ -46,6 +46,13 @@ class BadRow(dict[str, Any]):
         self.error = error
 
 
+class ArrowRow(dict[str, Any]):
+    """A row of Parquet or of a dataset, whose objects have every field of their column.
+
+    What an object does not have is null in it: there is no telling the one from the other.
+    """
+
+
 def readable(row: Row) -> Row:
     """Return a row.
 
@@ -202,7 +209,8 @@ class DatasetRows(DatasetSplit):
         """Yield all columns of each row."""
         from lightning_llm.interop.hf.datasets import read_rows
 
-        return read_rows(self.path, **self.where())
+        rows = read_rows(self.path, **self.where())
+        return ((ArrowRow(row), where) for row, where in rows)
 
     def fingerprint(self, root: Path) -> str:
         """Return a hash of the split, as far as its content can be known."""
@@ -319,7 +327,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 for batch in file.iter_batches(_PARQUET_ROWS, use_threads=False):
                     for row in _python_rows(batch, shown(path), number):
                         where = f"{shown(path)}:row {number}"
-                        yield _as_text(row), where
+                        yield ArrowRow(_as_text(row)), where
                         number += 1
         except (pa.ArrowException, OSError) as error:
             raise damaged_parquet(path, error) from error

@@ -254,3 +254,24 @@ def test_conversations_in_a_table(tmp_path: Path) -> None:
     cell = json.dumps(talk(TELL)["messages"]).replace('"', '""')
     path.write_text(f'id,messages\n7,"{cell}"\n', encoding="utf-8")
     assert learned(tmp_path, talk(TELL), train_files=path) == "Cattle.<|im_end|>"
+
+
+def test_fields_that_arrow_fills_in_are_not_there(tmp_path: Path) -> None:
+    """Objects of one column get each other's keys, as nulls."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def calling(**arguments: Any) -> dict[str, Any]:
+        function = {"name": "lookup", "arguments": arguments}
+        return talk({**TELL, "tool_calls": [{"type": "function", "function": function}]})
+
+    path = tmp_path / "chats.parquet"
+    rows = [calling(word="ox"), calling(number=2), talk(TELL)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    data = module(tmp_path, talk(TELL), train_files=path, packing="pad", seed=1)
+    texts = targets_as_text(data.tokenizer, data.train_dataloader())
+    assert sorted(texts) == [
+        'Cattle.<call>lookup{"number": 2}</call><|im_end|>',
+        'Cattle.<call>lookup{"word": "ox"}</call><|im_end|>',
+        "Cattle.<|im_end|>",
+    ]
