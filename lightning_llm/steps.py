@@ -16,6 +16,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -29,8 +30,13 @@ from lightning_llm.callbacks._idle_profiler import idle
 from lightning_llm.callbacks._lazy_sum import LazySum, widest_dtype
 from lightning_llm.callbacks._log_point import LogPoint
 from lightning_llm.callbacks._meeting import data_replica
-from lightning_llm.callbacks._run_length import total_steps
-from lightning_llm.callbacks._sampler_padding import evaluation_loaders
+from lightning_llm.callbacks._rows import first_rows
+from lightning_llm.callbacks._run_length import steps_for_batches, total_steps
+from lightning_llm.callbacks._sampler_padding import (
+    LoaderPadding,
+    evaluation_loaders,
+    loader_padding,
+)
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
 
 _SUMS_KEY = "train_sums_since_log_point"  # in checkpoints: step, NLL in nats, targets
@@ -55,7 +61,9 @@ class TokenLossModule(L.LightningModule):
         self._seen_step = 0
         self._restored_sums: list[float] | None = None
         self._frees_gradients = False
-        self._eval_sums: dict[int, Tensor] = {}
+        self._eval_sums: dict[int, Tensor] = {}  # by dataloader
+        self._eval_batches: dict[int, int] = {}  # the last one counted, by dataloader
+        self._eval_padding: list[LoaderPadding | None] = []
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
@@ -193,7 +201,7 @@ class TokenLossModule(L.LightningModule):
         if not LogPoint.lies_between(trainer, before, self._seen_step):
             return
         point = LogPoint.of(trainer)
-        read = point.read(TokenLossModule, self._seen_step)
+        read = point.read(TokenLossModule, self._seen_step, batch, outputs)
         if not read:  # a subclass has its own training_step
             return
         nll, tokens, *rest = read
@@ -246,21 +254,21 @@ class TokenLossModule(L.LightningModule):
         self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
         """Return ``{"loss", "nll_sum", "num_tokens"}`` of the batch."""
-        return self._evaluation_step(batch, dataloader_idx)
+        return self._evaluation_step(batch, batch_idx, dataloader_idx)
 
     def test_step(
         self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
         """Return ``{"loss", "nll_sum", "num_tokens"}`` of the batch."""
-        return self._evaluation_step(batch, dataloader_idx)
+        return self._evaluation_step(batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the sums of an earlier run."""
-        self._eval_sums.clear()
+        """Start with empty sums."""
+        self._start_evaluation()
 
     def on_test_epoch_start(self) -> None:
-        """Forget the sums of an earlier run."""
-        self._eval_sums.clear()
+        """Start with empty sums."""
+        self._start_evaluation()
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val_loss``: total NLL over total target tokens, in nats."""
@@ -270,19 +278,46 @@ class TokenLossModule(L.LightningModule):
         """Log ``test_loss``: total NLL over total target tokens, in nats."""
         self._log_evaluation("test_loss")
 
+    def _start_evaluation(self) -> None:
+        self._eval_sums.clear()
+        self._eval_batches.clear()
+        self._eval_padding = [loader_padding(loader) for loader in evaluation_loaders(self.trainer)]
+
     def _evaluation_step(
-        self, batch: Mapping[str, Tensor], dataloader_idx: int
-    ) -> dict[str, Tensor]:
+        self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Compute the sums of a batch, without a row that a sampler repeats.
+
+        A `DistributedSampler` ends the loader of some ranks with a repeated row. The outputs then
+        have the key ``without_repetition``, on all ranks, so that callbacks know it is left out.
+        """
+        padding = self._eval_padding[dataloader_idx] if self._eval_padding else None
+        padded = None if padding is None else padding.batch(batch_idx)
+        is_again = self._eval_batches.get(dataloader_idx, -1) >= batch_idx
+        if padded is not None and not is_again:
+            # Where nothing is left every rank still computes, since sharded models communicate.
+            cut = first_rows(batch, padded.size, max(1, padded.kept))
+            batch = batch if cut is None else cut
+            padded = None if cut is None else padded
+        else:
+            padded = None
         nll_sum, num_tokens = self.compute_loss(batch)
-        dtype = widest_dtype(nll_sum.device)
-        pair = torch.stack((nll_sum.detach().to(dtype), num_tokens.to(dtype)))
-        sums = self._eval_sums.get(dataloader_idx)
-        self._eval_sums[dataloader_idx] = pair if sums is None else sums + pair
-        return {
+        if padded is not None and padded.kept == 0:
+            nll_sum, num_tokens = torch.zeros_like(nll_sum), torch.zeros_like(num_tokens)
+        if not is_again:
+            self._eval_batches[dataloader_idx] = batch_idx
+            dtype = widest_dtype(nll_sum.device)
+            pair = torch.stack((nll_sum.detach().to(dtype), num_tokens.to(dtype)))
+            sums = self._eval_sums.get(dataloader_idx)
+            self._eval_sums[dataloader_idx] = pair if sums is None else sums + pair
+        outputs: dict[str, Any] = {
             "loss": nll_sum / num_tokens.clamp(min=1),
             "nll_sum": nll_sum,
             "num_tokens": num_tokens,
         }
+        if padded is not None:
+            outputs["without_repetition"] = True
+        return outputs
 
     def _log_evaluation(self, name: str) -> None:
         count = max(1, len(evaluation_loaders(self.trainer)))
@@ -306,7 +341,7 @@ class TokenLossModule(L.LightningModule):
         trainer = self.trainer
         if self.max_tokens is not None:
             per_batch = batch["input_ids"].numel() * self._data_parallel_size()
-            steps = math.ceil(self.max_tokens / (per_batch * trainer.accumulate_grad_batches))
+            steps = steps_for_batches(trainer, math.ceil(self.max_tokens / per_batch))
             if trainer.max_steps != -1:
                 steps = min(steps, trainer.max_steps)
             trainer.fit_loop.epoch_loop.max_steps = steps
@@ -319,6 +354,11 @@ class TokenLossModule(L.LightningModule):
             raise InvalidValueError(
                 f"{type(waiting[0]).__name__} needs the length of the run: set trainer.max_steps, "
                 f"trainer.max_epochs, the model's max_tokens, or the schedule's max_steps"
+            )
+        if any(isinstance(callback, Timer) for callback in trainer.callbacks):  # type: ignore
+            rank_zero_warn(
+                f"{type(waiting[0]).__name__} is planned for {total:,} steps; max_time may end the "
+                "run before its rate has come down, since a time is no number of steps"
             )
         for scheduler in waiting:
             scheduler.set_total_steps(total)  # type: ignore[attr-defined]

@@ -35,6 +35,8 @@ def without_repetition(
     if size == 1:
         return ran if kept else None
     batch = first_rows(ran.batch, size, kept)
+    if field(ran.outputs, "without_repetition") and batch is not None:
+        return ran._replace(batch=batch)  # the module has left it out itself
     logits = logits_of(ran.outputs)
     is_from_logits = not has_sums(ran.outputs) and field(ran.outputs, "num_bytes") is None
     if batch is not None and is_from_logits and logits is not None:

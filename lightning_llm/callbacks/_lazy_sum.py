@@ -34,6 +34,12 @@ class LazySum:
         """The sum, 0-dim, in float64 (float32 where there is none); ``None`` for nothing."""
         return self._sum() if self._parts else None
 
+    def extend(self, other: LazySum) -> None:
+        """Add all that ``other`` holds; launches nothing, but once in 64 scalars."""
+        self._parts += other._parts
+        if len(self._parts) > _HELD:
+            self._parts = [self._sum()]
+
     def clear(self) -> None:
         """Start anew."""
         self._parts = []

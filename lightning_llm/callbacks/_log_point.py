@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +13,7 @@ from torch import Tensor
 from lightning_llm.callbacks._lazy_sum import widest_dtype
 
 Source = Callable[[], Tensor | None]
+Count = Callable[[Any, Any], None]
 _ATTRIBUTE = "_lightning_llm_log_point"
 
 
@@ -26,6 +28,7 @@ class LogPoint:
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}  # what was logged last, by name
         self._sources: dict[object, Source] = {}
+        self._counts: dict[object, Count] = {}
         self._values: dict[object, list[float]] = {}
         self._read_at = -1
         self._logged: set[str] = set()
@@ -45,19 +48,38 @@ class LogPoint:
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step != before and every > 0 and step // every > before // every
 
-    def join(self, owner: object, source: Source) -> None:
+    def join(self, owner: object, source: Source, count: Count | None = None) -> None:
         """Have ``source()``, a small tensor or ``None``, read at each log point.
 
         It is called before any of the values are used, in the order in which the owners joined,
         the same on all ranks: it may reduce over them.
+
+        Args:
+            owner: Who reads the values.
+            source: Returns them.
+            count: ``count(batch, outputs)`` adds the batch that ends now, and does nothing if the
+                owner has added it already. Whichever callback reads first, the values then
+                include this batch: nothing depends on the order of callbacks.
         """
         self._sources[owner] = source
+        self._counts.pop(owner, None)
+        if count is not None:
+            self._counts[owner] = count
         self._read_at = -1
 
-    def read(self, owner: object, step: int) -> list[float]:
-        """The values of ``owner``'s source as they were when the first owner asked in ``step``."""
+    def read(self, owner: object, step: int, batch: Any, outputs: Any) -> list[float]:
+        """The values of ``owner``'s source at the end of the batch that took ``step``.
+
+        Args:
+            owner: Who asks.
+            step: ``trainer.global_step``.
+            batch: As given to ``on_train_batch_end``.
+            outputs: As given to ``on_train_batch_end``.
+        """
         if self._read_at != step:
             self._read_at = step
+            for count in self._counts.values():
+                count(batch, outputs)
             self._values = _to_host({name: source() for name, source in self._sources.items()})
         return self._values.pop(owner, [])
 

@@ -61,7 +61,13 @@ class SpeedMeter:
         self.token_flops: TokenFlops | None = None
         self.peak: float | None = None
         self._given = flops_per_token, peak_flops
-        self._count = TokenCount()
+        self._count = TokenCount()  # of the optimizer steps taken since the last log point
+        self._window = TokenCount()  # of the micro-batches since the last optimizer step
+        self._batch: Any = None  # the batch that has begun and is not counted yet
+        self._finds_tokens = False
+        self._work = Work()  # of the interval that is not closed yet
+        self._steps = 0
+        self._global_step = self._counted_step = 0
         self._watch = Stopwatch()
         self._intervals: deque[Interval] = deque()
 
@@ -72,20 +78,39 @@ class SpeedMeter:
         self.peak = peak or find_peak(trainer)
         self.crashed = False
         self._count.clear()
+        self._window.clear()
+        self._batch = None
+        self._finds_tokens = False
         self._watch = Stopwatch()
         self._intervals.clear()
-        self._work = Work()  # of the interval that is not closed yet
+        self._work = Work()
         self._steps = 0
-        self._global_step = trainer.global_step
-        LogPoint.of(trainer).join(self, lambda: self._reduced(trainer))
+        self._global_step = self._counted_step = trainer.global_step
+        LogPoint.of(trainer).join(
+            self,
+            lambda: self._reduced(trainer),
+            count=lambda batch, outputs: self._count_batch(trainer, outputs),
+        )
 
-    def batch_started(self) -> None:
+    def batch_started(self, batch: Any) -> None:
         """The clock runs from here."""
+        self._batch = batch
         self._watch.batch_started()
+
+    def _count_batch(self, trainer: Trainer, outputs: Any = None) -> None:
+        """Count the batch that ends, once, whoever asks first."""
+        if self._batch is not None:
+            self._window.add(self._batch, outputs)
+            self._batch = None
+        if trainer.global_step != self._counted_step:
+            self._counted_step = trainer.global_step
+            self._finds_tokens = self._finds_tokens or not self._window.is_empty
+            self._count.extend(self._window)
+            self._window.clear()
 
     def batch_ended(self, trainer: Trainer, batch: Any, outputs: Any) -> dict[str, float] | None:
         """Count a batch; what was measured, if its optimizer step is a log point."""
-        self._count.add(batch, outputs)
+        self._count_batch(trainer, outputs)
         before, step = self._global_step, trainer.global_step
         values = None
         if step != before:
@@ -93,7 +118,10 @@ class SpeedMeter:
             self._steps += 1
             is_log_point = LogPoint.lies_between(trainer, before, step)
             if is_log_point or not self._intervals:
-                self._close_interval(trainer, step if is_log_point else None)
+                read = None
+                if is_log_point:  # before the clock is read: the work is done then
+                    read = LogPoint.of(trainer).read(self, step, batch, outputs)
+                self._close_interval(trainer, read)
             if is_log_point:
                 values = self._measured(trainer)
         self._watch.batch_ended()
@@ -107,7 +135,13 @@ class SpeedMeter:
             self._watch.pause()
 
     def collect(self, trainer: Trainer, values: list[float] | None = None) -> None:
-        """Add what was counted on the device to the open interval; waits if not given it."""
+        """Add what was counted on the device to the open interval; waits if not given it.
+
+        Micro-batches since the last optimizer step are left for later: where a run resumes from
+        here, it takes that whole window again.
+        """
+        if values is None and trainer.global_step != self._counted_step:
+            self._count_batch(trainer)  # saved by a callback that stands before this one
         work = Work(*(self._reduced(trainer).tolist() if values is None else values))
         self._count.clear()
         self.tokens_seen += round(work.tokens)
@@ -124,9 +158,7 @@ class SpeedMeter:
         total = trainer.strategy.reduce(work.to(trainer.strategy.root_device), reduce_op="sum")
         return total * (replicas / trainer.world_size)
 
-    def _close_interval(self, trainer: Trainer, log_step: int | None) -> None:
-        # Before the clock is read: the work is done then.
-        read = None if log_step is None else LogPoint.of(trainer).read(self, log_step)
+    def _close_interval(self, trainer: Trainer, read: list[float] | None) -> None:
         self.collect(trainer, read)
         is_first = not self._intervals
         if self._intervals and self._intervals[0].is_warmup:
@@ -143,9 +175,11 @@ class SpeedMeter:
         work = Work()
         for interval in self._intervals:
             work = work.plus(interval.work)
-        values = {
-            "tokens_per_second": work.tokens / seconds,
-            "tokens_seen": float(self.tokens_seen),
+        values = {}
+        if self._finds_tokens:
+            values["tokens_per_second"] = work.tokens / seconds
+            values["tokens_seen"] = float(self.tokens_seen)
+        values |= {
             "step_seconds": seconds / sum(i.steps for i in self._intervals),
             "data_wait_fraction": sum(i.data_seconds for i in self._intervals) / seconds,
         }

@@ -10,19 +10,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def step_health(losses: list[Tensor], gradients: list[Tensor], world_size: int) -> Tensor:
+def step_health(
+    losses: list[Tensor], gradients: list[Tensor], world_size: int, device: torch.device
+) -> Tensor:
     """Return ``(3,) float32``, alike on all ranks: bad ranks, loss, and gradient norm.
 
     Nothing waits for the device. The loss is the mean over ranks; the norm is right up to a
     constant factor (sharded gradients that are also replicated count once per replica).
 
     Args:
-        losses: Scalars, the micro-batches of the step.
+        losses: Scalars, the micro-batches of the step; none where the module returned no loss, or
+            calls ``loss.backward()`` itself. The loss is 0 then, and only gradients are judged.
         gradients: Of the parameters, after what the framework reduced; none if another part of the
             program checks them.
         world_size: Ranks that take part.
+        device: Where the result is, if there are no losses.
     """
-    loss = torch.stack(losses).float().sum()
+    loss = torch.stack(losses).float().sum() if losses else torch.zeros((), device=device)
     norms = _norms(gradients, world_size)
     squares = torch.stack(norms).square().sum() if norms else torch.zeros_like(loss)
     finite = loss.isfinite()

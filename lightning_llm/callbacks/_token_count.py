@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,20 +12,48 @@ from lightning_llm.batches import IGNORE_INDEX, field
 from lightning_llm.callbacks._flops import TokenFlops
 from lightning_llm.callbacks._lazy_sum import LazySum
 
+Counted = tuple[Tensor | int, int]
 
-def tokens_of(batch: Any, outputs: Any = None) -> tuple[Tensor | int, int] | None:
-    """The non-padding tokens of a batch and its sequence length; ``None`` if there are none.
 
-    Padding is what ``attention_mask`` (B, T) hides, else what belongs to no document (negative
-    ``document_ids``), else what has no label, else nothing. A step that returned ``num_tokens``
-    has counted the ``shift_labels`` already.
+def tokens_of(batch: Any, outputs: Any = None) -> list[Counted]:
+    """The non-padding tokens of a batch, each count with its sequence length.
+
+    A batch (mapping or object) with ``input_ids``, ``shift_labels`` or ``labels`` of shape (B, T)
+    is counted by these. Padding is what ``attention_mask`` (B, T) hides, else what belongs to no
+    document (negative ``document_ids``), else what has no label, else nothing. A step that
+    returned ``num_tokens`` has counted the ``shift_labels`` already.
+
+    In any other batch the first integer tensor of two dimensions is taken for token ids (B, T):
+    of ``(x, y)``, that is ``x``. Batches within a batch, such as those of several dataloaders, are
+    counted each. The list is empty where nothing of this kind is found.
     """
+    named = _named_tokens(batch, outputs)
+    if named is not None:
+        return [named]
+    if _is_ids(batch):
+        return [(batch.numel(), batch.shape[-1])]
+    if isinstance(batch, Mapping):
+        parts = list(batch.values())
+    elif isinstance(batch, (list, tuple)):
+        parts = list(batch)
+    else:
+        return []
+    for part in parts:
+        if _is_ids(part):
+            return [(part.numel(), part.shape[-1])]
+    inner = [part for part in parts if isinstance(part, (Mapping, list, tuple))]
+    return [found for part in inner for found in tokens_of(part)]
+
+
+def _named_tokens(batch: Any, outputs: Any) -> Counted | None:
     input_ids = field(batch, "input_ids")
     shift_labels = field(batch, "shift_labels")
     labels = shift_labels if isinstance(shift_labels, Tensor) else field(batch, "labels")
     shaped = input_ids if isinstance(input_ids, Tensor) else labels
     if not isinstance(shaped, Tensor) or shaped.ndim == 0:
         return None
+    if shaped is not input_ids and not _is_ids(shaped):
+        return None  # the classes of images, say
     seq_len = shaped.shape[-1]
     mask = field(batch, "attention_mask")
     if isinstance(mask, Tensor) and mask.shape == shaped.shape:
@@ -40,6 +69,13 @@ def tokens_of(batch: Any, outputs: Any = None) -> tuple[Tensor | int, int] | Non
     return shaped.numel(), seq_len
 
 
+def _is_ids(part: Any) -> bool:
+    """Whether something may be token ids (B, T)."""
+    if not isinstance(part, Tensor) or part.ndim != 2:
+        return False
+    return part.dtype in (torch.int32, torch.int64)
+
+
 class TokenCount:
     """Tokens seen by this rank since the last ``clear``, by sequence length, on the device."""
 
@@ -49,14 +85,23 @@ class TokenCount:
 
     def add(self, batch: Any, outputs: Any = None) -> None:
         """Count a batch; launches at most two small kernels and waits for none."""
-        found = tokens_of(batch, outputs)
-        if found is None:
-            return
-        tokens, seq_len = found
-        if isinstance(tokens, int):
-            self._known[seq_len] = self._known.get(seq_len, 0) + tokens
-        else:
-            self._counted.setdefault(seq_len, LazySum()).add(tokens)
+        for tokens, seq_len in tokens_of(batch, outputs):
+            if isinstance(tokens, int):
+                self._known[seq_len] = self._known.get(seq_len, 0) + tokens
+            else:
+                self._counted.setdefault(seq_len, LazySum()).add(tokens)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no batch had anything to count."""
+        return not self._counted and not self._known
+
+    def extend(self, other: TokenCount) -> None:
+        """Add all that ``other`` has counted."""
+        for seq_len, counted in other._counted.items():
+            self._counted.setdefault(seq_len, LazySum()).extend(counted)
+        for seq_len, known in other._known.items():
+            self._known[seq_len] = self._known.get(seq_len, 0) + known
 
     def clear(self) -> None:
         """Forget what was counted."""

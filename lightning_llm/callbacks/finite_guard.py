@@ -35,6 +35,29 @@ class _Verdict:
     values: Tensor  # bad ranks, spike, consecutive skips, loss, norm, then bad micro-batches
 
 
+@dataclass
+class _History:
+    """What is remembered about the steps of one optimizer."""
+
+    window: SpikeWindow | None
+    consecutive: Tensor | None = None  # steps left out in a row
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        if self.consecutive is not None:
+            state["consecutive"] = self.consecutive.cpu()
+        if self.window is not None and self.window.values is not None:
+            state["window"] = self.window.values.cpu().clone()
+            state["position"] = self.window.position
+        return state
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.consecutive = state.get("consecutive")
+        window = state.get("window")
+        if self.window is not None and window is not None and len(window) == self.window.size:
+            self.window.values, self.window.position = window, state["position"]
+
+
 class FiniteGuard(L.Callback):
     """Judge every optimizer step on the device, on all ranks alike, before it is taken.
 
@@ -50,6 +73,10 @@ class FiniteGuard(L.Callback):
         spike_sigma: Standard deviations above the mean of the window; None looks for no spikes.
         spike_window: Steps in the window; the first quarter of it only fills it.
         max_consecutive_skips: End the run when so many steps in a row were left out.
+
+    Each of several optimizers is judged by its own steps. Where the module calls
+    ``loss.backward()`` itself, in manual optimization, the loss is not known and only gradients are
+    judged; where ``training_step`` returns None there is nothing to judge.
 
     A checkpoint with a NaN in weights or optimizer state is never written, whatever the policy.
     The message names step, rank and micro-batch, and samples and documents where the loader has
@@ -85,8 +112,8 @@ class FiniteGuard(L.Callback):
             raise InvalidValueError("FiniteGuard: " + "; ".join(problems))
         self.policy = policy
         self.max_consecutive_skips = max_consecutive_skips
-        self._window = None if spike_sigma is None else SpikeWindow(spike_sigma, spike_window)
-        self._consecutive: Tensor | None = None
+        self._spikes = None if spike_sigma is None else (spike_sigma, spike_window)
+        self._histories: dict[int, _History] = {}  # by index of the optimizer
         self._losses: list[Tensor] = []
         self._batches: list[tuple[int, int]] = []
         self._batch = (0, 0)
@@ -102,7 +129,7 @@ class FiniteGuard(L.Callback):
         Raises:
             ValueError: Spikes are to be skipped under a gradient scaler, which decides alone.
         """
-        if self._window is not None and _has_scaler(trainer):
+        if self._spikes is not None and _has_scaler(trainer):
             raise InvalidValueError(
                 "FiniteGuard(spike_sigma=...) cannot skip steps under 16-mixed, where the gradient "
                 "scaler decides; use bf16-mixed, or spike_sigma=None"
@@ -127,7 +154,8 @@ class FiniteGuard(L.Callback):
         """At a log point, act on what was found since the last."""
         before, self._step = self._step, trainer.global_step
         if LogPoint.lies_between(trainer, before, self._step):
-            self._settle(trainer, LogPoint.of(trainer).read(self, self._step))
+            read = LogPoint.of(trainer).read(self, self._step, batch, outputs)
+            self._settle(trainer, read)
 
     @override
     def on_train_batch_start(
@@ -155,24 +183,32 @@ class FiniteGuard(L.Callback):
             self._settle(trainer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
+        if not self._losses and not gradients and trainer.world_size == 1:
+            return  # `training_step` returned None: there is nothing to judge
+        device = trainer.strategy.root_device
         scaled = _has_scaler(trainer)
         with torch.no_grad():
-            health = step_health(self._losses, [] if scaled else gradients, trainer.world_size)
+            health = step_health(
+                self._losses, [] if scaled else gradients, trainer.world_size, device
+            )
             bad, measures = health[0] > 0, health[1:]
             spike = torch.zeros_like(bad)
-            if self._window is not None:
-                spike = self._window.is_spike(measures) & ~bad
+            history = self._history_of(_index_of(optimizer, trainer))
+            if history.window is not None:
+                spike = history.window.is_spike(measures) & ~bad
             skip = bad | spike
-            if self._window is not None:
-                self._window.add(measures, rejected=skip)
-            if self._consecutive is None:
-                self._consecutive = torch.zeros((), device=health.device)
-            self._consecutive = torch.where(skip, self._consecutive.to(health.device) + 1, 0.0)
-            per_batch = (~torch.stack(self._losses).isfinite()).float()
-            values = torch.cat(
-                (torch.stack((health[0], spike.float(), self._consecutive)), measures, per_batch)
-            )
-        self._pending.append(_Verdict(trainer.global_step, self._batches, values))
+            if history.window is not None:
+                history.window.add(measures, rejected=skip)
+            if history.consecutive is None:
+                history.consecutive = torch.zeros((), device=health.device)
+            history.consecutive = torch.where(skip, history.consecutive.to(health.device) + 1, 0.0)
+            found = [torch.stack((health[0], spike.float(), history.consecutive)), measures]
+            if self._losses:
+                found.append((~torch.stack(self._losses).isfinite()).float())
+            values = torch.cat(found)
+        # With `loss.backward()` of the module's own, the batch at hand is all that is known.
+        batches = self._batches or [self._batch]
+        self._pending.append(_Verdict(trainer.global_step, batches, values))
         self._losses, self._batches = [], []
         if self.policy == "ignore" or scaled:
             return
@@ -263,21 +299,29 @@ class FiniteGuard(L.Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         """The window of values and the count of skips, as plain data."""
-        state: dict[str, Any] = {}
-        if self._consecutive is not None:
-            state["consecutive"] = self._consecutive.cpu()
-        if self._window is not None and self._window.values is not None:
-            state["window"] = self._window.values.cpu().clone()
-            state["position"] = self._window.position
+        states = {index: history.state() for index, history in self._histories.items()}
+        state = states.pop(0, {})
+        if states:
+            state["other_optimizers"] = states
         return state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with what ``state_dict`` gave; a window of another size starts empty."""
-        self._consecutive = state_dict.get("consecutive")
-        window = state_dict.get("window")
-        if self._window is not None and window is not None and len(window) == self._window.size:
-            self._window.values, self._window.position = window, state_dict["position"]
+        self._histories = {}
+        states = {0: state_dict, **state_dict.get("other_optimizers", {})}
+        for index, state in states.items():
+            self._history_of(int(index)).load(state)
+
+    def _history_of(self, index: int) -> _History:
+        if index not in self._histories:
+            window = None if self._spikes is None else SpikeWindow(*self._spikes)
+            self._histories[index] = _History(window)
+        return self._histories[index]
+
+
+def _index_of(optimizer: Optimizer, trainer: L.Trainer) -> int:
+    return next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), 0)
 
 
 def _has_scaler(trainer: L.Trainer) -> bool:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from lightning_llm.batches import describe
 from lightning_llm.callbacks._flops import FlopsPerToken
 from lightning_llm.callbacks._log_point import LogPoint
 from lightning_llm.callbacks._speed_meter import SpeedMeter
@@ -20,9 +21,13 @@ class SpeedMonitor(Callback):
 
     Logged, over all ranks and the last ``window`` optimizer steps:
 
-    - ``tokens_per_second``: non-padding tokens per second. Time in validation and checkpointing
-      is left out, and so is the first step, once there is another, for it includes compilation.
-    - ``tokens_seen``: since the start of the run, kept in checkpoints.
+    - ``tokens_per_second``: non-padding tokens per second, of batches with ``input_ids`` or labels
+      (B, T), else of the first int32 or int64 tensor (B, T) in the batch; where there is none,
+      one warning says so and neither this nor ``tokens_seen`` is logged. Time in validation and
+      checkpointing is left out, and so is the first step, once there is another, for it includes
+      compilation.
+    - ``tokens_seen``: since the start of the run, kept in checkpoints; tokens count once their
+      optimizer step was taken.
     - ``step_seconds``: per optimizer step, all its micro-batches included.
     - ``data_wait_fraction``: share of the time between the end of a batch and the start of the
       next, as seen by the host: loading, transfer, and what other callbacks and loggers do there.
@@ -56,6 +61,7 @@ class SpeedMonitor(Callback):
                 f"peak_flops={peak_flops} must be positive: FLOP/s of one device"
             )
         self.window = window
+        self._warned = False
         self._meter = SpeedMeter(window, flops_per_token, peak_flops)
 
     @property
@@ -66,12 +72,14 @@ class SpeedMonitor(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._meter.start(trainer, pl_module)
+        self._warned = False
         if self._meter.token_flops is None:
             rank_zero_info(
                 "SpeedMonitor logs no MFU: neither the module nor its model has "
                 "flops_per_token(seq_len), and flops_per_token= is not given."
             )
-        elif self._meter.peak is None:
+        elif self._meter.peak is None and trainer.strategy.root_device.type != "cpu":
+            # No peak of a CPU is known; a line on every run there would be noise.
             rank_zero_info(
                 f"SpeedMonitor logs no MFU: the peak of {_device_name(trainer)} at precision "
                 f"{trainer.precision} is not known; give it as peak_flops=."
@@ -82,7 +90,7 @@ class SpeedMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         LogPoint.of(trainer).batch_started(trainer)
-        self._meter.batch_started()
+        self._meter.batch_started(batch)
 
     @override
     def on_train_batch_end(
@@ -97,8 +105,16 @@ class SpeedMonitor(Callback):
         if values is None:
             return
         LogPoint.of(trainer).log(pl_module, values)
-        # Not by prog_bar=True, which reads every such tensor again in every batch.
-        trainer.progress_bar_metrics["tokens_per_second"] = values["tokens_per_second"]
+        if "tokens_per_second" in values:
+            # Not by prog_bar=True, which reads every such tensor again in every batch.
+            trainer.progress_bar_metrics["tokens_per_second"] = values["tokens_per_second"]
+        elif not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"SpeedMonitor finds no tokens to count in the batches ({describe(batch)}) and "
+                "logs neither tokens_seen nor tokens_per_second. It counts 'input_ids' or labels "
+                "(B, T) of a mapping, or else the first int32 or int64 tensor of shape (B, T)."
+            )
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -101,7 +101,7 @@ class TokenProgressBar(ProgressBar):
         if self._is_due:
             self._refresh(trainer)
         if self._own_meter is not None:
-            self._own_meter.batch_started()
+            self._own_meter.batch_started(batch)
 
     @override
     def on_before_backward(
@@ -125,7 +125,7 @@ class TokenProgressBar(ProgressBar):
         before, self._step = self._step, trainer.global_step
         if not LogPoint.lies_between(trainer, before, self._step):
             return
-        losses = LogPoint.of(trainer).read(self, self._step)
+        losses = LogPoint.of(trainer).read(self, self._step, batch, outputs)
         if self._losses is not None and losses:
             # Lightning has divided each by the number of micro-batches.
             self._own["loss"] = losses[0] * trainer.accumulate_grad_batches / self._num_losses
@@ -142,11 +142,29 @@ class TokenProgressBar(ProgressBar):
         if "train_loss" in latest:
             self._losses = None
         self._total = total_steps(trainer)
+        if not trainer.lightning_module.automatic_optimization:
+            self._total = None if trainer.max_steps == -1 else trainer.max_steps
         if self._is_enabled and self._has_room():
             known = self._own | latest
             if "train_loss" in latest:
                 known["loss"] = latest["train_loss"]
-            self._line.show(_training_line(self._step, self._total, trainer.current_epoch, known))
+            line = _training_line(self._step, self._total, self._done(trainer), trainer, known)
+            self._line.show(line)
+
+    def _done(self, trainer: Trainer) -> float | None:
+        """The share of the run that is over, ``None`` if nothing bounds it.
+
+        In manual optimization a batch may take any number of optimizer steps, and only
+        ``max_steps`` counts them: there the batches of the epochs tell how far the run has come.
+        """
+        shares = [] if not self._total else [self._step / self._total]
+        if not trainer.lightning_module.automatic_optimization:
+            shares = [] if trainer.max_steps == -1 else [self._step / trainer.max_steps]
+            batches, epochs = trainer.num_training_batches, trainer.max_epochs
+            if epochs not in (None, -1) and not math.isinf(batches) and batches:
+                progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+                shares.append(progress.processed / (batches * epochs))
+        return max(shares, default=None)
 
     def _has_room(self) -> bool:
         """Whether the line of this log point is shown."""
@@ -267,12 +285,14 @@ class TokenProgressBar(ProgressBar):
             self._line.show(f"{what}: batch {batch_idx + 1}{of}")
 
 
-def _training_line(step: int, total: int | None, epoch: int, known: dict[str, float]) -> str:
+def _training_line(
+    step: int, total: int | None, done: float | None, trainer: Trainer, known: dict[str, float]
+) -> str:
     parts = [f"step {step:,}" + ("" if total is None else f"/{total:,}")]
-    if total:
-        parts.append(f"{100 * step // total}%")
-    if epoch:
-        parts.append(f"epoch {epoch + 1}")
+    if done is not None:
+        parts.append(f"{math.floor(100 * min(done, 1.0) + 1e-9)}%")
+    if trainer.current_epoch:
+        parts.append(f"epoch {trainer.current_epoch + 1}")
     if known.get("tokens_seen"):
         parts.append(f"{short_number(known['tokens_seen'])} tokens")
         parts.append(f"{short_number(known['tokens_per_second'])} tokens/s")
@@ -281,8 +301,10 @@ def _training_line(step: int, total: int | None, epoch: int, known: dict[str, fl
         parts.append(f"loss {_number(loss)}")
     if loss is not None and loss < 700:  # exp of more is no float
         parts.append(f"perplexity {_number(math.exp(loss))}")
-    if total and "step_seconds" in known:
-        parts.append(f"{clock_time((total - step) * known['step_seconds'])} left")
+    if done and "step_seconds" in known:
+        seconds = step * (1 / min(done, 1.0) - 1) * known["step_seconds"]
+        if trainer.lightning_module.automatic_optimization:
+            parts.append(f"{clock_time(seconds)} left")
     return "  ".join(parts)
 
 

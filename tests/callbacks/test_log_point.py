@@ -44,11 +44,13 @@ class Watch(Callback):
         if "train_loss" in trainer.callback_metrics:
             self.losses.append(float(trainer.callback_metrics["train_loss"]))
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         # What the module logged before, this hook comes first.
         self.pending.append(len(list(trainer._results.valid_items())))
         if trainer.global_step % 3 == 0:
-            self.counted += LogPoint.of(trainer).read(self, trainer.global_step)
+            self.counted += LogPoint.of(trainer).read(self, trainer.global_step, batch, outputs)
 
 
 def test_values_are_read_together_and_stay_visible(tmp_path: Path) -> None:

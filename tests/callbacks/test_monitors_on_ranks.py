@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from foreign import VOCAB, Bigram, brute_force, loader, make_rows, perplexity, trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from ranks import run_on_ranks
@@ -16,6 +17,7 @@ from torch.utils.data import DistributedSampler
 from torchmetrics import MeanMetric
 
 from lightning_llm.callbacks import PerplexityMonitor, SpeedMonitor
+from lightning_llm.module import CausalLM
 
 pytestmark = pytest.mark.distributed
 
@@ -32,6 +34,21 @@ PLAIN = [
     ("logged-5-2", "nothing", 5, 2),
     ("logged-5-3", "nothing", 5, 3),
 ]
+
+
+# CausalLM: samples, batch size, with a monitor that runs the last step again
+OURS = [(5, 1, True), (5, 2, False), (7, 3, True), (1, 2, True), (1, 1, False), (6, 2, True)]
+
+
+def own_module() -> CausalLM:
+    torch.manual_seed(0)
+    module = CausalLM(
+        {"n_layers": 1, "dim": 8, "n_heads": 1, "vocab_size": VOCAB, "max_seq_len": 8}
+    )
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.mul_(1.0 if weight.ndim == 1 else 8.0)  # so that rows differ in their loss
+    return module
 
 
 class Counting(Bigram):
@@ -72,7 +89,12 @@ def speed() -> dict[str, Any]:
     run = trainer(strategy="ddp", devices=world_size, log_every_n_steps=2, callbacks=[monitor])
     run.fit(Bigram(), loader(make_rows(2 * world_size)))
     found = {name: value.item() for name, value in run.callback_metrics.items()}
-    monitor.on_train_batch_end(run, run.lightning_module, None, {"input_ids": torch.ones(1, 4)}, 0)
+    # One more step, whose tokens no log point has read.
+    batch = {"input_ids": torch.ones(1, 4)}
+    monitor.on_train_batch_start(run, run.lightning_module, batch, 0)
+    steps = run.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+    steps.total.completed += 1
+    monitor.on_train_batch_end(run, run.lightning_module, None, batch, 0)
     if run.is_global_zero:
         monitor.on_exception(run, run.lightning_module, RuntimeError())
         checkpoint: dict[str, Any] = {"callbacks": {}}
@@ -105,6 +127,11 @@ def cases() -> dict[str, Any]:
         return batch | {"names": [str(i) for i in range(len(rows))], "scale": 1.0}
 
     found["strings"] = validate(Texts(), loader(make_rows(5), 3, collate_fn=collate))
+
+    for samples, batch_size, monitored in OURS:
+        options = {} if monitored else {"callbacks": []}
+        rows = loader(make_rows(samples), batch_size)
+        found[f"ours-{samples}-{batch_size}-{monitored}"] = validate(own_module(), rows, **options)
 
     for name, options in (("metric", {}), ("metric, no monitor", {"callbacks": []})):
         module = Counting()
@@ -156,6 +183,26 @@ def test_the_sampler_did_repeat(world: Any) -> None:
     rows += rows[: -len(rows) % world[0]]
     means = [nll / tokens for nll, tokens in (brute_force(Bigram(), [row]) for row in rows)]
     assert losses == pytest.approx(sum(means) / len(means), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", OURS)
+def test_the_loss_of_our_module_counts_each_sample_once(world: Any, case: Any) -> None:
+    samples, batch_size, monitored = case
+    module, nll, tokens = own_module().eval(), 0.0, 0
+    for row in make_rows(samples):
+        logits = module.model(row["input_ids"][None])[0].detach().double()
+        losses = F.cross_entropy(logits, row["shift_labels"], ignore_index=-100, reduction="sum")
+        nll, tokens = nll + float(losses), tokens + int((row["shift_labels"] != -100).sum())
+    for found in world[1]:
+        logged = found[f"ours-{samples}-{batch_size}-{monitored}"]
+        assert logged["val_loss"] == pytest.approx(nll / tokens, rel=2e-6)
+        if monitored:
+            assert math.log(logged["val_perplexity"]) == pytest.approx(logged["val_loss"], rel=1e-9)
+            text_bytes = sum(
+                int(t) for row in make_rows(samples) for t in row["shift_labels"] if t != -100
+            )
+            bits = nll / math.log(2) / text_bytes
+            assert logged["val_bits_per_byte"] == pytest.approx(bits, rel=2e-6)
 
 
 @pytest.mark.parametrize("name", ["shuffled", "uneven", "strings", "metric"])

@@ -198,16 +198,17 @@ class TestModelFlops:
         ("options", "message"),
         [
             ({"peak_flops": 1e3}, "flops_per_token= is not given"),
-            ({"flops_per_token": 1.0}, "the peak of cpu at precision 32-true is not known"),
+            ({"flops_per_token": 1.0}, None),  # no peak of a CPU is known: no news
         ],
     )
-    def test_is_absent_where_unknown_and_said_once(
-        self, clock: Clock, options: Any, message: str, caplog: pytest.LogCaptureFixture
+    def test_is_absent_where_unknown(
+        self, clock: Clock, options: Any, message: str | None, caplog: pytest.LogCaptureFixture
     ) -> None:
         found = self.last(Timed(clock), SpeedMonitor(**options))
         assert "tokens_per_second" in found
         assert not {"mfu", "mfu_causal"} & set(found)
-        assert caplog.text.count(message) == 1
+        assert caplog.text.count("SpeedMonitor") == (message is not None)
+        assert message is None or message in caplog.text
 
 
 def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:

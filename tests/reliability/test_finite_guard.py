@@ -201,8 +201,79 @@ def test_a_guard_resumes_its_window() -> None:
     fit(batches(20), guard)
     again = FiniteGuard("skip", spike_sigma=6.0, spike_window=16)
     again.load_state_dict(guard.state_dict())
-    assert torch.equal(again._window.values, guard._window.values)
-    assert again._window.position == 20
+    window, kept = again.state_dict()["window"], guard.state_dict()["window"]
+    assert torch.equal(window, kept)
+    assert again.state_dict()["position"] == 20
+
+
+class LeavesOut(Net):
+    """Returns no loss for some batches, which Lightning then leaves out."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx in (0, 3) else super().training_step(batch, batch_idx)
+
+
+class ByHand(Net):
+    """Two optimizers in manual optimization; the second layer's takes every other batch."""
+
+    def __init__(self, plain_backward: bool) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.plain_backward = plain_backward
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for optimizer in self.optimizers():
+            loss = self.layers(batch).square().mean()
+            optimizer.zero_grad()
+            if self.plain_backward:
+                loss.backward()
+            else:
+                self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        first, second = self.layers[0], self.layers[2]
+        return [torch.optim.SGD(part.parameters(), lr=0.05) for part in (first, second)]
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "ignore"])
+@pytest.mark.parametrize("make", [LeavesOut, lambda: ByHand(True), lambda: ByHand(False)])
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_guard_changes_nothing_that_is_finite(policy: Any, make: Any) -> None:
+    alone = fit(batches(7), None, make())
+    guarded = fit(batches(7), FiniteGuard(policy, spike_sigma=50.0), make())
+    assert guarded.trainer.global_step == alone.trainer.global_step
+    for name, weight in alone.state_dict().items():
+        assert torch.equal(guarded.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("plain_backward", [True, False])
+def test_each_of_two_optimizers_is_guarded(plain_backward: bool) -> None:
+    data = poisoned(6, 2)
+    with pytest.warns(UserWarning, match=r"in (one of )?rank 0, batch 2 of epoch 0"):
+        skipped = fit(data, FiniteGuard("skip"), ByHand(plain_backward))
+    rest = fit([b for i, b in enumerate(data) if i != 2], None, ByHand(plain_backward))
+    for name, weight in rest.state_dict().items():
+        assert torch.equal(skipped.state_dict()[name], weight)
+    with pytest.raises(NonFiniteError, match="batch 2 of epoch 0"):
+        fit(data, FiniteGuard("raise"), ByHand(plain_backward))
+
+
+class OneIsBad(ByHand):
+    """The loss of the second optimizer is never a number."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for optimizer, factor in zip(self.optimizers(), (1.0, torch.nan)):
+            loss = self.layers(batch).square().mean() * factor
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:.*The step was left out")
+def test_steps_in_a_row_are_those_of_one_optimizer() -> None:
+    with pytest.raises(NonFiniteError, match="4 steps in a row"):
+        fit(batches(9), FiniteGuard("skip", max_consecutive_skips=4), OneIsBad(False))
 
 
 @pytest.mark.distributed
