@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Ll
 from lightning_llm import CausalLM, HFCausalLM
 from lightning_llm.callbacks import SampleText
 from lightning_llm.cli import main
-from lightning_llm.data import TokenizerSpec
+from lightning_llm.data import ChatDataModule, TokenizerSpec
 from lightning_llm.data.tokenizer import train_tokenizer
+from lightning_llm.models import TransformerConfig
 
 EOS, TURN = "<|endoftext|>", "<end_of_turn>"
 SETTINGS = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "house_rule": 3, "bos_token_id": 5}
@@ -107,6 +108,8 @@ def test_ends_hold_through_generation_checkpoint_and_export(
     path = checkpoint(module, tmp_path / "model.ckpt")
     saved = torch.load(path, weights_only=True)["lightning_llm"]["generation_config"]
     assert set(saved["eos_token_id"]) == ends
+    if kind is CausalLM:
+        assert set(CausalLM.load_from_checkpoint(path).text_ends()) == ends
     exports = [tmp_path / "direct", tmp_path / "of_checkpoint"]
     module.save_pretrained(exports[0])
     assert main(["export", "--checkpoint", str(path), "--output", str(exports[1])]) == 0
@@ -213,3 +216,27 @@ def test_settings_that_transformers_would_not_write_are_kept(tmp_path: Path) -> 
     going_round(tmp_path / "source", {"do_sample": False, "temperature": 0.9, "eos_token_id": 3})
     load(HFCausalLM, tmp_path / "source").save_pretrained(tmp_path / "out")
     assert stored(tmp_path / "out")["temperature"] == 0.9
+
+
+def test_the_turn_end_that_is_trained_ends_a_text(tmp_path: Path) -> None:
+    """The tokenizer's own end is another one; the checkpoint and the export know both."""
+    chat = {"messages": [{"role": "user", "content": "P"}, {"role": "assistant", "content": "A"}]}
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps(chat)}\n" * 4)
+    data = ChatDataModule(
+        train_files=tmp_path / "chats.jsonl",
+        tokenizer=TokenizerSpec("byte", special_tokens=(TURN,)),
+        chat_template=TEMPLATE,
+        seq_len=32,
+        micro_batch_size=1,
+        cache_dir=tmp_path / "cache",
+    )
+    config = TransformerConfig(vocab_size=258, n_layers=1, dim=16, n_heads=1, max_seq_len=32)
+    module = CausalLM(config)
+    trainer(max_steps=1).fit(module, data)
+    ends = set(data.tokenizer.convert_tokens_to_ids([TURN, EOS]))
+    labels = next(iter(data.train_dataloader()))["shift_labels"]
+    assert labels[labels != -100].tolist()[-1] in ends - {data.tokenizer.eos_token_id}
+    assert set(module.text_ends()) == ends
+    module.save_pretrained(tmp_path / "out")
+    assert set(stored(tmp_path / "out")["eos_token_id"]) == ends
+    assert set(CausalLM.from_pretrained(tmp_path / "out").text_ends()) == ends

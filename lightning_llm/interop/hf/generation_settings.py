@@ -72,13 +72,10 @@ def _read(name_or_path: str | Path, file: str, revision: str | None) -> dict[str
     if not Path(name_or_path).is_dir():
         from transformers.utils import cached_file
 
-        path = cached_file(
-            str(name_or_path),
-            file,
-            revision=revision or "main",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        try:
+            path = cached_file(str(name_or_path), file, revision=revision or "main")
+        except OSError:  # no such file, or nobody to ask for it
+            path = None
     if path is None or not Path(path).is_file():
         return None
     try:
