@@ -19,6 +19,7 @@ from lightning_llm.data.readers_base import (
     open_bytes,
     strip_bom,
 )
+from lightning_llm.errors import InvalidValueError
 
 _TAIL_BYTES = 1 << 16
 # Best first. The second suits tokenizers that keep blank lines together (ours, GPT-4's); GPT-2's
