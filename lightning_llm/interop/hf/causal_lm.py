@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_llm.batches import documents_of, inputs_of
-from lightning_llm.errors import InvalidValueError, MissingFileError
+from lightning_llm.errors import InvalidValueError, LightningLLMError, MissingFileError
 from lightning_llm.generation.ends import id_list, of_another_vocabulary
 from lightning_llm.interop.hf.adapters import (
     BaseWeights,
@@ -38,6 +38,7 @@ from lightning_llm.interop.hf.network_export import (
     write_adapters,
     write_network,
 )
+from lightning_llm.interop.hf.text_config import longest_sequence
 from lightning_llm.interop.hf.tokenizer import stored_tokenizer
 from lightning_llm.language import CHECKPOINT_KEY, LanguageModule, OutputHead
 from lightning_llm.losses import BackendName
@@ -166,10 +167,9 @@ class HFCausalLM(LanguageModule):
         return self._decoder.head()
 
     def size_limits(self) -> tuple[int, int | None]:
-        """Return the rows of the embedding, and ``max_position_embeddings`` if there is one."""
-        config = self.config.get_text_config()
+        """Return the rows of the embedding, and the longest sequence if there is one."""
         rows = self.network.get_input_embeddings().weight.shape[0]
-        return rows, getattr(config, "max_position_embeddings", None)
+        return rows, longest_sequence(self.network)
 
     # ------------------------------------------------------------------ use
 
@@ -396,9 +396,17 @@ def _new_network(contents: Mapping[str, Any], vocab_size: int | None, dtype: str
         )
     if vocab_size is not None:
         fields["vocab_size"] = vocab_size
-    config = AutoConfig.for_model(model_type, **fields)
-    _refuse_no_causal_lm(config)
-    return AutoModelForCausalLM.from_config(config, dtype=_torch_dtype(dtype))
+    try:
+        config = AutoConfig.for_model(model_type, **fields)
+        _refuse_no_causal_lm(config)
+        return AutoModelForCausalLM.from_config(config, dtype=_torch_dtype(dtype))
+    except (LightningLLMError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model's own code makes of a configuration
+        raise InvalidValueError(
+            f"transformers builds no model of this configuration of model_type={model_type!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _pretrained_network(name_or_path: str | Path, dtype: str, revision: str | None) -> nn.Module:

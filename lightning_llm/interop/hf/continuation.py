@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_llm.generation.arguments import Options, check_prompts
 from lightning_llm.generation.request import Request
 from lightning_llm.generation.text import StopStrings
+from lightning_llm.interop.hf.text_config import longest_sequence
 from lightning_llm.models.evaluating import evaluating
 
 _NO_LIMIT = 2**31
@@ -49,7 +50,7 @@ def generate_with_transformers(
         prompts,
         tokenizer,
         given,
-        max_seq_len=getattr(config, "max_position_embeddings", None) or _NO_LIMIT,
+        max_seq_len=longest_sequence(model) or _NO_LIMIT,
         vocab_size=config.vocab_size,
         default_eos=ends,
     )
