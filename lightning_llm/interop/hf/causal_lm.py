@@ -120,7 +120,8 @@ class HFCausalLM(LanguageModule):
             self.tokenizer = stored_tokenizer(name_or_path, revision=revision)
             self.generation_config = stored_generation_config(name_or_path, revision=revision)
             if not self.generation_config and not Path(name_or_path).is_dir():
-                self.generation_config = network.generation_config.to_diff_dict()
+                settings: Any = network.generation_config
+                self.generation_config = settings.to_diff_dict()
             folder = Path(name_or_path)
             name = str(folder.resolve() if folder.is_dir() else name_or_path)
             self._base = {"name_or_path": name, "revision": revision, "dtype": dtype}
