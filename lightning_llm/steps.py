@@ -38,6 +38,7 @@ from lightning_llm.callbacks._sampler_padding import (
     loader_padding,
 )
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
+from lightning_llm.runtime.accumulation import follow_accumulation_schedule
 
 _SUMS_KEY = "train_sums_since_log_point"  # in checkpoints: step, NLL in nats, targets
 
@@ -178,6 +179,11 @@ class TokenLossModule(L.LightningModule):
         self._train_nll.clear()
         self._train_tokens.clear()
         self._grad_norm = None
+
+    def on_train_start(self) -> None:
+        """Inside an epoch, go on with the accumulation that is planned for it."""
+        if self.trainer.ckpt_path is not None:
+            follow_accumulation_schedule(self.trainer)
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> int | None:
         """Before the first step: tell the schedule and the loop how long the run is."""

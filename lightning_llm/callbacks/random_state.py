@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_llm.callbacks._meeting import gather_objects
+from lightning_llm.runtime.accumulation import follow_accumulation_schedule
 
 _KEY = "lightning_llm.random_state"
 
@@ -38,6 +39,8 @@ class RandomState(L.Callback):
     ) -> None:
         """Restore before the first batch; remember where an accumulation window begins."""
         if self._to_restore is not None:
+            follow_accumulation_schedule(trainer)
+        if self._to_restore is not None:
             states, self._to_restore = self._to_restore, None
             if len(states) == trainer.world_size:
                 _set_state(states[trainer.global_rank])
@@ -52,7 +55,9 @@ class RandomState(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the windows of another run."""
+        """Forget the windows of another run; go on with the accumulation of the epoch."""
+        if self._to_restore is not None:
+            follow_accumulation_schedule(trainer, self)
         self._window_step, self._window_start = -1, None
 
     @override

@@ -64,7 +64,7 @@ def check_folder(config: Any, folder: RunFolder) -> None:
         return
     if given is not None and _continues(Path(given), folder):
         return
-    if given is None and _requeued(folder.root) is not None:
+    if given is None and waiting_checkpoint(folder.root) is not None:
         return
     refuse_occupied(folder, of=step_of)
 
@@ -92,7 +92,7 @@ def checkpoint_of_run(cli: RecipeCLI) -> str | None:
             say(f"--overwrite: removed {path}")
     chosen = checkpoint_to_resume(resume, given, folder, cli.identity)
     if chosen is None and not overwrite:
-        requeued = _requeued(folder.root)
+        requeued = waiting_checkpoint(folder.root)
         other = cli.identity.differences(look_into(requeued).contents) if requeued else None
         if other:  # Lightning would load it without being asked
             refuse_occupied(folder, because=f"{requeued} is of another run ({other})")
@@ -112,8 +112,9 @@ def _continues(path: Path, folder: RunFolder) -> bool:
     return run is not None and bool(left) and all(run_of(other) == run for other in left)
 
 
-def _requeued(root: Path) -> Path | None:
+def waiting_checkpoint(root: str | Path) -> Path | None:
     """The checkpoint from which Lightning lets a job of SLURM go on by itself."""
+    root = Path(root)
     if not SLURMEnvironment.detect() or not root.is_dir():
         return None
     found = {int(m[1]): path for path in root.iterdir() if (m := _REQUEUED.fullmatch(path.name))}

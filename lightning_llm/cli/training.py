@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 import lightning_llm.strategies  # noqa: F401  # makes `strategy: fsdp2` known
 from lightning_llm.cli import RECIPE_COMMANDS
 from lightning_llm.cli.interruption import interruptions, tell_how_to_continue
+from lightning_llm.cli.kept_log import LogOfRun, keep_rows
 from lightning_llm.cli.parse_errors import check_strategy
 from lightning_llm.cli.predictions import write_predictions
 from lightning_llm.cli.recipe import (
@@ -28,7 +29,7 @@ from lightning_llm.cli.recipe_text import install_guard
 from lightning_llm.cli.resume import Resume, checkpoint_to_resume
 from lightning_llm.cli.run_folder import folder_of_recipe, folder_of_trainer
 from lightning_llm.cli.run_identity import RunIdentity, RunStamp
-from lightning_llm.cli.run_start import check_folder, checkpoint_of_run
+from lightning_llm.cli.run_start import check_folder, checkpoint_of_run, waiting_checkpoint
 from lightning_llm.cli.safeguards import (
     missing_callbacks,
     missing_logger,
@@ -72,6 +73,8 @@ def run_training(command: str, arguments: list[str]) -> int:
         )
     if command != "fit" and options["ckpt_path"] is None:
         sys.stderr.write("no --ckpt_path: these are the weights that the model starts with\n")
+    if command != "fit" or options["ckpt_path"] or waiting_checkpoint(trainer.default_root_dir):
+        keep_rows(trainer)
     if command == "predict":
         output = Path(
             options.pop("output") or Path(cli.trainer.default_root_dir, "predictions.jsonl")
@@ -210,7 +213,7 @@ class RecipeCLI(LightningCLI):
         if self.command in ("fit", "doctor"):
             callbacks = [*callbacks, *missing_callbacks(given)]
         if self.command == "fit":
-            callbacks.append(RunStamp(self.identity))
+            callbacks += [RunStamp(self.identity), LogOfRun()]
         callbacks += missing_progress_bar(given, config.get("enable_progress_bar"))
         check_strategy(config.get("strategy"))
         check_devices(config.get("strategy"), config.get("devices"))

@@ -38,3 +38,8 @@ def save_newest_state(callback: ModelCheckpoint, trainer: Trainer) -> None:
 def inside_accumulation_window(trainer: Trainer) -> bool:
     """Whether the micro-batch just trained on is followed by others of the same optimizer step."""
     return bool(trainer.fit_loop._should_accumulate())
+
+
+def steps_logged(trainer: Trainer) -> int:
+    """Return the number under which loggers get the next training step."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -200,6 +200,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         self._check(module, trainer.callbacks)
         self.accelerator.setup(trainer)
         self.blocks.check_accumulation(trainer.accumulate_grad_batches)
+        self.check_folders(trainer)
         if not is_sharded(module):
             self.precision_plugin.convert_module(module)  # sees plain weights
             self._shard(module)

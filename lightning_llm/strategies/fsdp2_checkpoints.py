@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_llm.errors import InvalidTypeError, UnsupportedError
-from lightning_llm.plugins.io.sealed_file import read_checkpoint
+from lightning_llm.plugins.io.sealed_file import local_path, read_checkpoint
 from lightning_llm.plugins.io.sharded import ShardedCheckpoint, weight_key
 from lightning_llm.plugins.io.sharded_save import save_sharded
 from lightning_llm.plugins.io.snapshot import snapshot
@@ -42,6 +43,15 @@ class ShardedCheckpoints(ModelParallelStrategy):
         return True  # after the module has looked at the checkpoint, like its weights
 
     # ------------------------------------------------------------------ saving
+
+    def check_folders(self, trainer: Trainer) -> None:
+        """Refuse at the start a checkpoint callback that is to write to an address.
+
+        Raises:
+            ValueError: One is; it is named.
+        """
+        for callback in trainer.checkpoint_callbacks:
+            local_path(getattr(callback, "dirpath", None) or "")
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -70,13 +80,14 @@ class ShardedCheckpoints(ModelParallelStrategy):
         Raises:
             OSError: It could not be written; what had the name before is untouched.
             TypeError: ``storage_options`` is given, which means nothing for local files.
+            ValueError: The path is a URL.
         """
         if storage_options is not None:
             raise InvalidTypeError(
                 f"storage_options={storage_options!r}: FSDP2Strategy writes local files and takes "
                 "none"
             )
-        path = Path(self.broadcast(filepath))
+        path = local_path(self.broadcast(filepath))
         if not self._save_distributed_checkpoint:
             Strategy.save_checkpoint(self, checkpoint, path)
             self.barrier("save_checkpoint")

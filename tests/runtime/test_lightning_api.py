@@ -21,3 +21,4 @@ def test_model_checkpoint_saves_by_these_methods() -> None:
 def test_the_loop_tells_whether_it_accumulates() -> None:
     trainer = Trainer(accelerator="cpu", logger=False, accumulate_grad_batches=2)
     assert isinstance(trainer.fit_loop._should_accumulate(), bool)
+    assert trainer.fit_loop.epoch_loop._batches_that_stepped == 0

@@ -7,13 +7,16 @@ from typing import Any
 import lightning.pytorch as L
 from typing_extensions import override
 
+from lightning_llm.plugins.io.atomic import AtomicCheckpointIO
 from lightning_llm.plugins.io.plain_data import check_plain_data
+from lightning_llm.plugins.io.sealed_file import local_path
 
 
 class SaveWatcher(L.Callback):
     """Tell early what is wrong with the checkpoints of a run.
 
-    Before training: hyperparameters that could be saved but not loaded again. During training:
+    Before training: hyperparameters that could be saved but not loaded again, and a ``dirpath``
+    such as ``s3://…``, to which `AtomicCheckpointIO` cannot write. During training:
     the error of a save in a thread of `AtomicCheckpointIO(asynchronous=True)`, before the next
     micro-batch; a checkpoint plugin without ``raise_failure`` is left alone. Costs a look at one
     attribute per micro-batch.
@@ -25,7 +28,11 @@ class SaveWatcher(L.Callback):
 
         Raises:
             TypeError: Some are no plain data; they are named.
+            ValueError: Checkpoints are to go to an address.
         """
+        if isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            for callback in trainer.checkpoint_callbacks:
+                local_path(getattr(callback, "dirpath", None) or "")
         check_plain_data(pl_module.hparams, f"the hyperparameters of {type(pl_module).__name__}")
         data = getattr(trainer, "datamodule", None)
         if data is not None:

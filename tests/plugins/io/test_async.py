@@ -208,3 +208,19 @@ def test_hyperparameters_that_could_not_be_loaded_stop_the_run_before_it_trains(
         trainer.fit(module, loader)
     assert module.steps == 0
     trainer.fit(WithPath(lr=0.1, names={"a": [1, None]}, dtype=torch.float16), loader)
+
+
+def test_an_address_is_refused_before_training(tmp_path: Path) -> None:
+    module = Tiny()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=AtomicCheckpointIO(),
+        callbacks=[SaveWatcher(), ModelCheckpoint("memory://bucket/run")],
+    )
+    with pytest.raises(ValueError, match="memory:// addresses are not read or written"):
+        trainer.fit(module, torch.utils.data.DataLoader(torch.ones(20, 4)))
+    assert module.steps == 0
