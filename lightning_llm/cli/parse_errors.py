@@ -71,7 +71,7 @@ class ShortErrors:
             traceback.print_exception(ex)
         problem = find_problem(message)
         close = suggestion(problem, self)
-        hint = f"\ndid you mean {close!r}?" if close else _keys_of_group(problem)
+        hint = f"\ndid you mean {close!r}?" if close else _keys_of_group(problem) or _list(problem)
         if _NO_RECIPE.search(message):
             hint = (
                 "\ngive a recipe, such as --config recipes/quickstart.yaml; "
@@ -209,6 +209,23 @@ def _keys_of_group(problem: Problem) -> str:
     group = problem.place[-1]
     names = [f"{group}.{name}" for name in fields_at(problem.class_path, group)[:3]]
     return f"\n{group} takes no value but has keys: {', '.join(names)}, ..." if names else ""
+
+
+def _list(problem: Problem) -> str:
+    """Show the flat list that a mapping or a list of lists of files should have been."""
+    key = problem.place[-1] if problem.place else ""
+    try:
+        given = ast.literal_eval(problem.value)
+    except (ValueError, SyntaxError):
+        return ""
+    if not key.endswith(("_files", "_source", "_target", "_store")):
+        return ""
+    if isinstance(given, list):  # the part of the list that is one itself
+        return "\nwrite one flat list of paths and globs"
+    if not isinstance(given, dict) or not given:
+        return ""
+    listed = (value if isinstance(value, list) else [value] for value in given.values())
+    return f"\nwrite one flat list: {key}: {[one for values in listed for one in values]}"
 
 
 def _unknown_key(issue: str) -> str | None:

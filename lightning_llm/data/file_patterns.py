@@ -354,9 +354,14 @@ class Walk:
             if not rest:
                 yield entry
             elif kind == "broken":
-                self.broken[entry] = None
+                self._note_broken(entry)
             elif kind == "folder" and not self._is_excluded(os.path.basename(entry), True, True):
                 yield from self._below(entry, rest, True)
+
+    def _note_broken(self, link: str) -> None:
+        """Note a link that may stand for a folder: those have no suffix, or a number."""
+        if not os.path.splitext(link)[1].strip(".0123456789"):
+            self.broken[link] = None
 
     def _is_excluded(self, name: str, wild: bool, inner: bool) -> bool:
         if wild and inner and name in self.excluded:
@@ -384,7 +389,7 @@ class Walk:
             below = []
             for entry, kind in self._entries(folder, "*"):
                 if kind == "broken":
-                    self.broken[entry] = None
+                    self._note_broken(entry)
                 if kind == "folder" and not self._is_excluded(os.path.basename(entry), True, True):
                     below.append(entry)
             waiting += reversed(below)

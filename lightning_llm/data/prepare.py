@@ -205,7 +205,7 @@ class PreparedText:
         write_json(self.path / _DONE, report)
         _LOG.info("prepared %s", json.dumps(report))
         if stats.skipped:
-            _LOG.warning("not everything is valid UTF-8: %s", _counted(stats))
+            _LOG.warning("not everything is text in UTF-8: %s", _counted(stats))
 
     def _documents(self, stats: SourceStats) -> Labelled:
         yield from self.split.documents(stats)

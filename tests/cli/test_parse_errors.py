@@ -229,3 +229,18 @@ def test_what_a_class_refuses_is_said_also_where_a_key_takes_several_types(
     assert "replicate_size=-1" in last
     assert "prefetch=-1" in last
     assert "Namespace" not in last
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"a": "x.txt", "b": ["y.txt"]}, "write one flat list: train_files: ['x.txt', 'y.txt']"),
+        ([["x.txt"], ["y.txt"]], "write one flat list of paths and globs"),
+    ],
+)
+def test_files_are_one_flat_list(tmp_path: Path, capsys: Any, given: Any, hint: str) -> None:
+    content = recipe()
+    content["data"]["init_args"]["train_files"] = given
+    first, second = refusal(tmp_path, capsys, content).splitlines()
+    assert "train_files: Expected str" in first
+    assert second == hint

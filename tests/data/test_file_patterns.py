@@ -56,6 +56,7 @@ def test_folder_behind_a_broken_link_is_told(
 ) -> None:
     put(tmp_path / "a.txt")
     (tmp_path / "shards").symlink_to("/mount/that/is/away")
+    (tmp_path / "note.md").symlink_to("gone.md")  # no folder, by its name, and nobody asked for it
     for pattern in (tmp_path, tmp_path / "**" / "*.txt", f"{tmp_path}/*/*.txt"):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
