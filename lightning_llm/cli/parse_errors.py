@@ -225,7 +225,9 @@ def _list(problem: Problem) -> str:
     if not isinstance(given, dict) or not given:
         return ""
     listed = (value if isinstance(value, list) else [value] for value in given.values())
-    return f"\nwrite one flat list: {key}: {[one for values in listed for one in values]}"
+    files = [one for values in listed for one in values]
+    is_meant = all(isinstance(file, str) for file in files)
+    return f"\nwrite one flat list: {key}: {files}" if is_meant else ""
 
 
 def _unknown_key(issue: str) -> str | None:
