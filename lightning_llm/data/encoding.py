@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from lightning_llm.data.corpus import Labelled, Part
+from lightning_llm.data.safe_cuts import Cuts, safe_cuts
+from lightning_llm.data.special_frame import document_end, special_frame
 from lightning_llm.data.store_writer import TokenStoreWriter
 from lightning_llm.data.text_encoder import TextEncoder
-from lightning_llm.data.tokenizer_encoding import encode_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
 _BATCH_CHARACTERS_PER_CORE = 1 << 19
 # Tokenizers work on one text per core, and faster on texts that fit a core's cache.
 _CHUNK_CHARACTERS = 1 << 14
-# Between two lines without space around: blank lines and indentation are tokens of their own.
-_LINE_END = re.compile(r"(?<=\S)\r?\n(?=\S)")
-_PROBE = "A line.\nand 1\n\nB\n\n\n  if x:\nelse\n\ty \n“Ja”\n字\n1)\r\nz\r\n\r\n.\n.\n\nend\n"
 
 # A piece of text, or an id that stands by itself, and the part it belongs to; None marks the end of
 # a document.
 _Item = tuple[Part, str | int | None]
 Arrange = Callable[[Iterable[str]], Iterable[str | int]]
+"""From the pieces of a document to what is encoded instead: the pieces as they are, or an id and
+what follows it, texts to be encoded each by itself and ids."""
 
 
 def encode_documents(
@@ -39,7 +39,11 @@ def encode_documents(
     writers: Mapping[Part, TokenStoreWriter],
     arrange: Arrange | None = None,
 ) -> None:
-    """Encode documents and add them, each with the end-of-text id, to the writer of their part.
+    """Encode documents and add them to the writer of their part.
+
+    The ids of a document are those that the tokenizer gives when it is called with the whole text,
+    special tokens in front and behind included, and the end-of-text id, once. Long documents are
+    encoded in parts where that is proved to give the same ids (see `safe_cuts`), else as a whole.
 
     The tokenizer uses all cores; meanwhile this thread reads the next batch and writes the last
     one. At most three batches of text and ids are in memory. Progress goes to standard error if
@@ -49,13 +53,13 @@ def encode_documents(
         documents: Read once.
         tokenizer: Has an end-of-text token.
         writers: One for each part that occurs.
-        arrange: From the pieces of a training document to what is encoded instead: text, and ids
-            of special tokens.
+        arrange: Applied to training documents.
     """
-    eos = tokenizer.eos_token_id
+    leading, trailing = special_frame(tokenizer)
+    end = np.array(document_end(tokenizer, trailing), np.int32)
 
     def write(batch: list[_Item], encoded: Future[list[np.ndarray]]) -> None:
-        for part, (ids, ends) in _by_part(batch, encoded.result(), eos).items():
+        for part, (ids, ends) in _by_part(batch, encoded.result(), end).items():
             writers[part].extend_all(ids, ends)
 
     progress = tqdm(
@@ -63,8 +67,8 @@ def encode_documents(
     )
     with progress, TextEncoder(tokenizer) as encode, ThreadPoolExecutor(max_workers=1) as pool:
         previous: tuple[list[_Item], Future[list[np.ndarray]]] | None = None
-        cut = _splits_at_lines(tokenizer)
-        for batch in _batches(documents, cut, arrange):
+        cuts = safe_cuts(tokenizer)
+        for batch in _batches(documents, cuts, leading, arrange):
             texts = [text for _, text in batch if isinstance(text, str)]
             encoded = pool.submit(encode, texts)
             if previous is not None:
@@ -76,7 +80,7 @@ def encode_documents(
 
 
 def _by_part(
-    batch: list[_Item], encoded: list[np.ndarray], eos: int
+    batch: list[_Item], encoded: list[np.ndarray], end: np.ndarray
 ) -> dict[Part, tuple[np.ndarray, list[int]]]:
     """The ids of a batch for each part, and where its documents end in them."""
     arrays = iter(encoded)
@@ -87,11 +91,12 @@ def _by_part(
     for part, text in batch:
         if isinstance(text, str):
             piece = next(arrays)
+        elif text is None:
+            piece = end
         else:
-            single = eos if text is None else text
-            if single not in alone:
-                alone[single] = np.array([single], dtype=np.int32)
-            piece = alone[single]
+            if text not in alone:
+                alone[text] = np.array([text], dtype=np.int32)
+            piece = alone[text]
         pieces.setdefault(part, []).append(piece)
         size = sizes[part] = sizes.get(part, 0) + len(piece)
         if text is None:
@@ -99,42 +104,22 @@ def _by_part(
     return {part: (np.concatenate(found), ends.get(part, [])) for part, found in pieces.items()}
 
 
-def _splits_at_lines(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Tell whether a text may be encoded line by line without changing its ids.
-
-    Not so with tokenizers that put a space before each text, or have tokens across line ends.
-    """
-    (whole,) = encode_texts(tokenizer, [_PROBE])
-    lines = encode_texts(tokenizer, list(_chunks(_PROBE, 1)))
-    return np.array_equal(whole, np.concatenate(lines))
-
-
-def _chunks(text: str, size: int) -> Iterator[str]:
-    """Cut a text at line ends into chunks of at least ``size`` characters."""
-    start = 0
-    while len(text) - start > size and (found := _LINE_END.search(text, start + size - 1)):
-        yield text[start : found.end()]
-        start = found.end()
-    yield text[start:] if start else text
-
-
 def _batches(
-    documents: Labelled, cut: bool, arrange: Arrange | None = None
+    documents: Labelled, cuts: Cuts, leading: Sequence[int] = (), arrange: Arrange | None = None
 ) -> Iterator[list[_Item]]:
     limit = _BATCH_CHARACTERS_PER_CORE * min(16, os.cpu_count() or 1)
     batch: list[_Item] = []
     size = 0
     for part, document in documents:
+        batch += [(part, token) for token in leading]
         pieces: Iterable[str | int] = document.pieces
         if arrange is not None and part == "train":
             pieces = arrange(document.pieces)
-        for piece in pieces:
-            if isinstance(piece, int):
-                batch.append((part, piece))
+        for chunk in _chunks(pieces, cuts):
+            batch.append((part, chunk))
+            if isinstance(chunk, int):
                 continue
-            chunks = _chunks(piece, _CHUNK_CHARACTERS) if cut else [piece]
-            batch += [(part, chunk) for chunk in chunks]
-            size += len(piece)
+            size += len(chunk)
             if size >= limit:
                 yield batch
                 batch, size = [], 0
@@ -143,3 +128,16 @@ def _batches(
         size += 64
     if batch:
         yield batch
+
+
+def _chunks(pieces: Iterable[str | int], cuts: Cuts) -> Iterator[str | int]:
+    """The parts that a document is encoded in: pieces are parts of one text, see `Arrange`."""
+    items = iter(pieces)
+    first = next(items, "")
+    if isinstance(first, str):
+        texts: Any = itertools.chain([first], items)
+        yield from cuts.chunks(texts, _CHUNK_CHARACTERS)
+        return
+    yield first
+    for item in items:
+        yield from [item] if isinstance(item, int) else cuts.chunks([item], _CHUNK_CHARACTERS)

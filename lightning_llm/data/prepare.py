@@ -29,6 +29,7 @@ from lightning_llm.data.fill_in_the_middle import (
     with_sentinels,
 )
 from lightning_llm.data.sources import SourceStats
+from lightning_llm.data.special_frame import num_special_tokens
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.store_writer import TokenStoreWriter
 from lightning_llm.data.tokenizer import (
@@ -200,7 +201,7 @@ class PreparedText:
                 part: {"documents": writer.num_documents, "tokens": writer.num_tokens}
                 for part, writer in writers.items()
             }
-            self._check_counts(counts, stats)
+            self._check_counts(counts, stats, num_special_tokens(tokenizer))
         report = {"format": _FORMAT, "parts": counts, "sources": asdict(stats), **self._options()}
         write_json(self.path / _DONE, report)
         _LOG.info("prepared %s", json.dumps(report))
@@ -214,10 +215,12 @@ class PreparedText:
         if self.test is not None:
             yield from Whole(self.test, "test").documents(stats)
 
-    def _check_counts(self, counts: dict[Part, dict[str, int]], stats: SourceStats) -> None:
+    def _check_counts(
+        self, counts: dict[Part, dict[str, int]], stats: SourceStats, special: int
+    ) -> None:
         for part, count in counts.items():
-            # An end-of-text id alone is one token, and predicts nothing.
-            if count["tokens"] <= count["documents"]:
+            # The special tokens around a text alone predict nothing worth learning.
+            if count["tokens"] <= special * count["documents"]:
                 raise InvalidValueError(
                     f"the {part} part has no text: {count['documents']} documents with "
                     f"{count['tokens']} tokens. Over all parts, {_counted(stats)}."

@@ -95,10 +95,11 @@ def _pieces(
     final = False
     while not final:
         block = next(blocks, None)
-        final = block is None
+        # A block is a full read: a short one is the last, and all of a small file one piece.
+        final = block is None or (not held and offset == start and len(block) < PIECE_BYTES)
         if block:
             if fresh:
-                # A block is a full read, so three bytes of mark are never split.
+                # Three bytes of mark are never split.
                 stripped = strip_bom(block)
                 offset += len(block) - len(stripped)
                 block, fresh = stripped, False

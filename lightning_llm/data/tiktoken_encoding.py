@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_llm.data.safe_cuts import GPT2_SPLIT
 from lightning_llm.data.tokenizer_encoding import BYTE_OF_CHARACTER, encode_texts, reserved_ids
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ Encode = Callable[[Sequence[str]], "list[npt.NDArray[np.int32]]"]
 _JOINED_CHARACTERS = 1 << 14
 _BORDER = "\x00<|border of texts|>\x00"
 
-# What the `tokenizers` library means by ByteLevel(use_regex=True): GPT-2's pre-tokens.
-_GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Each costs one search in every text.
 _MOST_ADDED_TOKENS = 64
 # Planes with characters; of the large ideographic and syllabic blocks, all alike, every 64th.
@@ -160,7 +159,7 @@ def _pattern(backend: dict[str, Any]) -> str:
     if last["type"] != "ByteLevel" or last["add_prefix_space"] or len(splits) > 1:
         raise UnsuitableError("the tokenizer's pre-tokens are not those of one byte-level pattern")
     if not splits and last["use_regex"]:
-        return _GPT2_SPLIT
+        return GPT2_SPLIT
     if splits and not last["use_regex"] and splits[0]["type"] == "Split":
         split = splits[0]
         regex = split["pattern"].get("Regex")
