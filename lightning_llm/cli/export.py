@@ -26,7 +26,8 @@ def export_parser() -> Any:
         default=None,
         help="Load the result with transformers and compare logits, which takes the memory of two "
         "models. By default it is done for a file; a folder of shards is written and compared "
-        "weight by weight, without holding the model.",
+        "weight by weight, and by the logits of as many leading layers as fit into "
+        "max_shard_bytes, without holding the model.",
     )
     parser.add_argument(
         "--max_shard_bytes",

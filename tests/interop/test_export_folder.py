@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from lightning_llm.cli import main
 from lightning_llm.cli.export import export_folder
 from lightning_llm.data import TokenizerSpec
 from lightning_llm.data.tokenizer_training import train_tokenizer
-from lightning_llm.interop.hf import export_stored
+from lightning_llm.interop.hf import decoder_tensors, export_stored
+from lightning_llm.interop.hf.families import FAMILIES
 from lightning_llm.models import TransformerConfig
 from lightning_llm.plugins.io.sharded import ShardedCheckpoint, weight_key
 from lightning_llm.plugins.io.sharded_save import save_sharded
@@ -112,3 +115,26 @@ def test_the_model_is_never_whole(tmp_path: Path) -> None:
         check=True,
     )
     assert int(done.stdout) < size / 3
+
+
+def test_logits_of_the_leading_layers_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that is wrong both ways reads back the same weights."""
+    windows: dict[str, Any] = {"sliding_window": 4, "sliding_window_pattern": 2, "qk_norm": True}
+    module = CausalLM(TransformerConfig(**SMALL | {"n_layers": 3}, n_heads=4, **windows))
+    randomised(module.model)
+    path = saved(module, tmp_path / "a.ckpt")
+    export_folder(ShardedCheckpoint(path), tmp_path / "hf", 1_000_000)
+
+    def slip(ours: str, theirs: str) -> Any:
+        swaps = {"q_norm": "k_norm", "k_norm": "q_norm"}
+        name = next((name for name in swaps if name in theirs), "")
+        return decoder_tensors.same(ours, theirs.replace(name, swaps.get(name, "")))
+
+    family = FAMILIES["qwen3"]
+    wrong = replace(family, tensors=partial(decoder_tensors.decoder_tensors, norm=slip))
+    monkeypatch.setitem(FAMILIES, "qwen3", wrong)
+    with pytest.raises(RuntimeError, match=r"computes other logits.*weight table of qwen3"):
+        export_folder(ShardedCheckpoint(path), tmp_path / "hf", 1_000_000)
+    export_folder(ShardedCheckpoint(path), tmp_path / "hf", 20_000)  # not even one layer fits

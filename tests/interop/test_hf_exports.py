@@ -13,11 +13,13 @@ from hf_modules import CONFIGS, batch, module
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_llm import HFCausalLM
+from lightning_llm import CausalLM, HFCausalLM
 from lightning_llm.callbacks import HFExport
 from lightning_llm.data import TokenizerSpec
 from lightning_llm.data.tokenizer_training import train_tokenizer
 from lightning_llm.interop.hf.causal_lm import restore_hf_causal_lm
+from lightning_llm.models import TransformerConfig
+from lightning_llm.plugins.precision.float8_linear import Float8Linear, to_float8
 
 pytest.importorskip("peft")
 pytestmark = [
@@ -244,3 +246,19 @@ def test_a_tokenizer_given_to_the_callback_is_compared_too(tokenizer: Any, tmp_p
         AutoTokenizer.from_pretrained(tmp_path)("It's")["input_ids"]
         == (tokenizer("It's")["input_ids"])
     )
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "theirs"])
+def test_layers_in_eight_bits_are_exported_as_what_they_hold(ours: bool, tmp_path: Path) -> None:
+    if ours:
+        config = TransformerConfig(vocab_size=64, n_layers=1, dim=32, n_heads=2, max_seq_len=32)
+        lm: Any = CausalLM(config)
+        layers = lm.model.blocks
+    else:
+        lm = HFCausalLM(CONFIGS["llama"])
+        layers = lm.network.model.layers
+    for layer in layers.modules():
+        if type(layer) is torch.nn.Linear:
+            to_float8(layer, "tensorwise")
+    lm.save_pretrained(tmp_path)
+    assert any(type(layer) is Float8Linear for layer in layers.modules())  # as before
