@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_llm.batches import IGNORE_INDEX, targets_of
+from lightning_llm.batches import IGNORE_INDEX, describe, targets_of
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.generation.ends import of_another_vocabulary, same_ends, text_ends
 from lightning_llm.losses import (
@@ -153,9 +155,19 @@ class LanguageModule(TokenLossModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer on decay groups, and the schedule on the optimizer."""
         optimizer = (self.optimizer or AdamW)(parameter_groups(self.model))
+        if not isinstance(optimizer, Optimizer):
+            raise InvalidTypeError(
+                f"optimizer={_name_of(self.optimizer)} returned {describe(optimizer)}; it must "
+                "take the parameters and return a torch.optim.Optimizer"
+            )
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
+        if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
+            raise InvalidTypeError(
+                f"lr_scheduler={_name_of(self.lr_scheduler)} returned {describe(scheduler)}; it "
+                "must take the optimizer and return a torch.optim.lr_scheduler.LRScheduler"
+            )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -266,3 +278,8 @@ class LanguageModule(TokenLossModule):
     def _settings_with_ends(self) -> dict[str, Any]:
         ends = self.text_ends()
         return {**self.generation_config, **({"eos_token_id": ends} if ends else {})}
+
+
+def _name_of(factory: Any) -> str:
+    factory = getattr(factory, "func", factory)  # of a partial
+    return getattr(factory, "__qualname__", None) or repr(factory)

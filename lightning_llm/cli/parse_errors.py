@@ -43,6 +43,7 @@ _GROUP = re.compile(r"Group '(.+?)' does not accept option '(.+?)'")
 _ARGUMENT = re.compile(r"unrecognized arguments: -*([^\s=]+)")
 _ATTRIBUTE = re.compile(r"module '(.+?)' has no attribute '(.+?)'")
 _DENIED = re.compile(r"Importing '([^.']+)\S*' is not allowed")
+_KIND = re.compile(r"A recipe may not name ")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)$")
 _NO_CLASS_PATH = re.compile(
     r"Dict must include a class_path and optionally init_args, but got (.+)"
@@ -52,7 +53,7 @@ _NO_FILE = re.compile(r"File does not exist: '(.+)'")
 _NO_GROUP = re.compile(r"Unable to load config ")  # a value where there are keys
 _NO_RECIPE = re.compile(r"arguments are required: .*\b(model|data)\b")
 # Of several alternatives that failed, one of these is the one that was meant.
-_CERTAIN = (_OPTION, _GROUP, _ARGUMENT, _ATTRIBUTE, _DENIED, _NO_CLASS, _NO_SUBCLASS)
+_CERTAIN = (_KIND, _OPTION, _GROUP, _ARGUMENT, _ATTRIBUTE, _DENIED, _NO_CLASS, _NO_SUBCLASS)
 _LONGEST_VALUE = 80
 _PARTS = ("class_path", "init_args")
 

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_llm.cli.parse_errors import ALLOWED_IMPORTS, ShortErrors
+from lightning_llm.cli.recipe_kinds import guard_resolution, trust
 from lightning_llm.errors import InvalidValueError
 
 # What earlier commands of this process allowed: jsonargparse's settings only ever grow.
@@ -49,6 +50,8 @@ def _fast_precision() -> str:
 def restrict_imports(extra: Sequence[str]) -> None:
     """Allow class paths of known packages and of those the user names, and no others.
 
+    Of the known packages a recipe may name classes that a run is made of, see `recipe_kinds`.
+
     Args:
         extra: Packages or modules given with ``--allow_import``.
     """
@@ -63,6 +66,8 @@ def restrict_imports(extra: Sequence[str]) -> None:
     prefixes = tuple(f"{name}." for name in allowed)
     withdrawn = [name for name in _ALLOWED_BEFORE if not f"{name}.".startswith(prefixes)]
     _ALLOWED_BEFORE.update(extra)
+    trust(extra)
+    guard_resolution()
     set_parsing_settings(import_path_denylist=["*", *withdrawn], import_path_allowlist=allowed)
 
 

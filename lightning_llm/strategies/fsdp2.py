@@ -197,7 +197,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         assert self.accelerator is not None
         module = self.lightning_module
         assert module is not None
-        self._check(module, trainer.callbacks)
+        self._check(module, trainer.callbacks)  # type: ignore[attr-defined]
         self.accelerator.setup(trainer)
         self.blocks.check_accumulation(trainer.accumulate_grad_batches)
         self.check_folders(trainer)
