@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lightning_llm.data.file_kinds import layout_of
@@ -47,7 +47,10 @@ def read_csv(
 
 
 def table_rows(
-    path: Path, needed: Sequence[str], argument: str | None = None
+    path: Path,
+    needed: Sequence[str],
+    argument: str | None = None,
+    instead: Callable[[InvalidValueError], dict[str, str]] | None = None,
 ) -> Iterator[TableRow]:
     """Yield each row below the header as cells by column, and the place of its first line.
 
@@ -60,6 +63,7 @@ def table_rows(
         path: The file, compressed or not.
         needed: Columns that must be there.
         argument: The argument that names them, if it is one.
+        instead: What to yield for a row with a wrong number of cells; by default it is an error.
 
     Raises:
         ValueError: A column is missing or twice, or a row has not as many cells as the header.
@@ -95,11 +99,14 @@ def table_rows(
             header = cells
             _check_header(header, needed, argument, where, delimiter)
         elif len(cells) != len(header):
-            raise InvalidValueError(
+            error = InvalidValueError(
                 f"{where}: {len(cells)} cells; the header names {len(header)} columns, separated "
                 f"by {_DELIMITERS[delimiter]}. Put a cell that holds the delimiter, a line end or "
                 "a quote in double quotes, with each quote in it doubled."
             )
+            if instead is None:
+                raise error
+            yield instead(error), where
         else:
             yield dict(zip(header, cells)), where
 

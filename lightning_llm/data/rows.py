@@ -308,7 +308,11 @@ def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _read_table(path: Path, needed: Sequence[str]) -> Iterator[Row]:
-    for cells, where in table_rows(path, needed):
+    row: dict[str, Any]
+    for cells, where in table_rows(path, needed, instead=BadRow):
+        if isinstance(cells, BadRow):
+            yield cells, where
+            continue
         try:
             row = {name: decode_cell(cell, name, where, None) for name, cell in cells.items()}
         except InvalidValueError as error:

@@ -234,14 +234,17 @@ def test_lines_that_cannot_be_read_are_skipped_too(
     options = {"tokenizer": SPEC, "micro_batch_size": 1, "cache_dir": tmp_path / "cache"}
     table = tmp_path / "pairs.tsv"
     table.write_bytes(b"ox\tOchse\ncow\t\xff\nhen\nram\tWidder\n")
+    cells = tmp_path / "cells.csv"
+    cells.write_bytes(b"source,target\nox,Ochse\ncow,Kuh,Rind\nhen,\xff\nram,Widder\n")
     sides = [tmp_path / "a.en", tmp_path / "a.de"]
     sides[0].write_bytes(b"ox\ncow\xff\nram\n")
     sides[1].write_bytes(b"Ochse\nKuh\nWidder\n")
     for given, number in (
         ({"train_files": table}, 2),
+        ({"train_files": cells}, 2),
         ({"train_source": sides[0], "train_target": sides[1]}, 1),
     ):
-        with pytest.raises(ValueError, match="UTF-8"):
+        with pytest.raises(ValueError, match=r"UTF-8|3 cells"):
             TranslationDataModule(**given, **options).prepare_data()
         data = TranslationDataModule(**given, **options, errors="skip")
         data.setup()
