@@ -258,7 +258,7 @@ def test_layers_in_eight_bits_are_exported_as_what_they_hold(ours: bool, tmp_pat
         lm = HFCausalLM(CONFIGS["llama"])
         layers = lm.network.model.layers
     for layer in layers.modules():
-        if type(layer) is torch.nn.Linear:
+        if isinstance(layer, torch.nn.Linear):
             to_float8(layer, "tensorwise")
     lm.save_pretrained(tmp_path)
     assert any(type(layer) is Float8Linear for layer in layers.modules())  # as before
