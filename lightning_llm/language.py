@@ -8,8 +8,10 @@ travels in checkpoints.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
@@ -24,6 +26,12 @@ from lightning_llm.losses import (
     linear_cross_entropy_with_nll,
 )
 from lightning_llm.optim import AdamW, parameter_groups
+from lightning_llm.runtime.hyperparameters import (
+    PlainHyperparameters,
+    arguments_to_rebuild,
+    notes_of,
+)
+from lightning_llm.runtime.lightning_api import on_the_class_only
 from lightning_llm.steps import TokenLossModule
 
 CHECKPOINT_KEY = "lightning_llm"
@@ -37,7 +45,7 @@ class OutputHead(NamedTuple):
     logit_softcap: float | None = None
 
 
-class LanguageModule(TokenLossModule):
+class LanguageModule(PlainHyperparameters, TokenLossModule):
     """A causal language model trained by next-token prediction.
 
     Subclasses set ``self.model`` and define ``hidden_states``, ``output_head``, ``size_limits``,
@@ -233,6 +241,46 @@ class LanguageModule(TokenLossModule):
 
     # ------------------------------------------------------------------ checkpoints
 
+    @on_the_class_only
+    def load_from_checkpoint(
+        cls,  # noqa: N805
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Build the module that a checkpoint holds: Lightning's method of this name.
+
+        A subclass gets the configurations of this package as the objects that it was built with.
+
+        Args:
+            checkpoint_path: File, address or open file.
+            map_location: Where to put the weights.
+            hparams_file: File of hyperparameters in place of the checkpoint's.
+            strict: Whether the names of the weights must be the module's.
+            weights_only: False would run code from the file; all that is needed is plain data.
+            **kwargs: Arguments of the constructor, in place of the saved ones.
+
+        Raises:
+            TypeError: An argument that the constructor was given is not saved, because it is no
+                plain data or was left out, and is not given now.
+        """
+        saved = _peek(checkpoint_path)
+        arguments = (saved.get(CHECKPOINT_KEY) or {}).get("arguments")
+        if arguments:
+            kwargs |= arguments_to_rebuild(
+                saved.get("hyper_parameters") or {},
+                arguments["rebuilt"],
+                arguments["missing"],
+                kwargs,
+                f"{cls.__name__}, {checkpoint_path}",
+            )
+        return super().load_from_checkpoint(  # type: ignore[no-any-return]
+            checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
+        )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add config and tokenizer, so that the file alone can generate and export."""
         super().on_save_checkpoint(checkpoint)
@@ -244,6 +292,10 @@ class LanguageModule(TokenLossModule):
             **self.checkpoint_entry(),
             "tokenizer": self._restored_tokenizer,
             "generation_config": self._settings_with_ends(),
+            "arguments": {
+                "rebuilt": dict(notes_of(self).rebuilt),
+                "missing": dict(notes_of(self).missing),
+            },
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -283,3 +335,14 @@ class LanguageModule(TokenLossModule):
 def _name_of(factory: Any) -> str:
     factory = getattr(factory, "func", factory)  # of a partial
     return getattr(factory, "__qualname__", None) or repr(factory)
+
+
+def _peek(path: Any) -> Mapping[str, Any]:
+    """Return what a checkpoint file says of itself, its tensors left on the disk."""
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return {}
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # Lightning, or what reads it, says best what is wrong
+        return {}
+    return saved if isinstance(saved, Mapping) else {}

@@ -82,7 +82,9 @@ class CausalLM(LanguageModule):
         )
         self.config = resolve_config(config, vocab_size)
         # Plain data only: a checkpoint then loads with weights_only=True.
-        self.save_hyperparameters({"config": asdict(self.config), **self.loss_hyperparameters()})
+        self.save_own_hyperparameters(
+            {"config": asdict(self.config), **self.loss_hyperparameters()}
+        )
         with building(self, of=CausalLM):
             self.model = self.build_model()
 

@@ -24,6 +24,7 @@ from lightning_llm.data.store import TokenStore
 from lightning_llm.data.text_arguments import plain
 from lightning_llm.data.tokenizer import token_byte_lengths, vocabulary_size
 from lightning_llm.errors import InvalidValueError
+from lightning_llm.runtime.hyperparameters import PlainHyperparameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-class PreparedDataModule(pl.LightningDataModule):
+class PreparedDataModule(PlainHyperparameters, pl.LightningDataModule):
     """Token stores in a cache, and loaders over them.
 
     A subclass says how stores are opened and how one of them becomes rows.
@@ -61,7 +62,7 @@ class PreparedDataModule(pl.LightningDataModule):
         if prepared is not None:
             self._prepared = prepared
             arguments = {**arguments, "tokenizer": asdict(prepared.tokenizer_spec)}
-        self.save_hyperparameters(plain(arguments))
+        self.save_own_hyperparameters(plain(arguments))
         self.seq_len: int = arguments["seq_len"]
         self.micro_batch_size: int = arguments["micro_batch_size"]
         self.val_micro_batch_size: int = arguments["val_micro_batch_size"] or self.micro_batch_size

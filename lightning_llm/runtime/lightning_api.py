@@ -10,6 +10,10 @@ import os
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+
+# A classmethod that says so where it is called on an instance, as `load_from_checkpoint` does.
+on_the_class_only = _restricted_classmethod
 
 
 def save_newest_state(callback: ModelCheckpoint, trainer: Trainer) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_llm.runtime.lightning_api import on_the_class_only
 
 
 def test_model_checkpoint_saves_by_these_methods() -> None:
@@ -22,3 +25,14 @@ def test_the_loop_tells_whether_it_accumulates() -> None:
     trainer = Trainer(accelerator="cpu", logger=False, accumulate_grad_batches=2)
     assert isinstance(trainer.fit_loop._should_accumulate(), bool)
     assert trainer.fit_loop.epoch_loop._batches_that_stepped == 0
+
+
+def test_a_method_of_the_class_alone_says_so() -> None:
+    class Loaded:
+        @on_the_class_only
+        def load(cls) -> str:
+            return cls.__name__
+
+    assert Loaded.load() == "Loaded"
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        Loaded().load()

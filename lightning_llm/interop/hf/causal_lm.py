@@ -138,7 +138,7 @@ class HFCausalLM(LanguageModule):
         self.config: Any = network.config
         self.strict_loading = not self._has_adapters
         # Plain data only: a checkpoint then loads with weights_only=True.
-        self.save_hyperparameters(
+        self.save_own_hyperparameters(
             {
                 "name_or_path": self._base["name_or_path"] if self._base else self._config_dict(),
                 "peft": adapter_config(self.model) if self._has_adapters else None,
