@@ -76,6 +76,7 @@ def _what_is_saved(trainer: L.Trainer) -> str:
     saved = [path for path in paths if path.exists()]
     if not saved:
         when = f"after step {step:,}" if step else "before the first step was done"
-        return f"{when}: nothing was saved"
+        since = f" since it went on from {trainer.ckpt_path}" if trainer.ckpt_path else ""
+        return f"{when}: nothing was saved{since}"
     newest = max(saved, key=lambda path: path.stat().st_mtime_ns)
     return f"after step {step:,}: nothing was saved since {newest}"

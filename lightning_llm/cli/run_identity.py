@@ -36,7 +36,7 @@ _FREE = frozenset(
         "limit_val_batches",
     }
 )
-_FREE_PREFIXES = ("val_", "test_", "predict_", "eval_")
+_FREE_PREFIXES = ("val_", "test_", "predict_", "eval_", "max_val_", "max_test_")
 _SHAPES_DATA = frozenset({"val_fraction"})  # what validation takes is missing in training
 
 
@@ -54,6 +54,8 @@ class RunIdentity:
         self, model: Any, data: Any, data_arguments: Mapping[str, Any], seed: int | None
     ) -> None:
         self.model = model
+        # What a datamodule itself keeps of its arguments, which checkpoints always hold.
+        self._kept = dict(_flat(_plain(dict(getattr(data, "hparams", None) or {}))))
         self.facts: dict[str, Any] = {
             "model": _name(model),
             "data": _name(data) if data is not None else None,
@@ -65,7 +67,7 @@ class RunIdentity:
         """Say in what a checkpoint is another run's; None where it is one of this recipe.
 
         A checkpoint without an entry of its own, as plain Lightning and earlier versions of this
-        package write it, is judged by its model alone.
+        package write it, is judged by its model and the hyperparameters of its datamodule.
 
         Args:
             checkpoint: Its contents.
@@ -79,7 +81,10 @@ class RunIdentity:
             return other
         if facts.get("data", self.facts["data"]) != self.facts["data"]:
             return f"its data is a {facts['data']}, the recipe's a {self.facts['data']}"
-        saved, ours = facts.get("data_arguments", {}), self.facts["data_arguments"]
+        saved, ours = facts.get("data_arguments"), self.facts["data_arguments"]
+        if saved is None:
+            kept = checkpoint.get(L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+            saved, ours = dict(_flat(_plain(dict(kept)))), self._kept
         # An argument that only one of the two versions of the package knows says nothing.
         changed = [
             f"data {name}: {saved[name]!r} there, {ours[name]!r} here"

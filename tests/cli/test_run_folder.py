@@ -220,6 +220,20 @@ def test_other_modules_are_known_by_their_weights() -> None:
     assert deeper == "only the recipe's model has tables.1.weight"
 
 
+def test_a_checkpoint_of_an_earlier_version_is_known_by_its_data_too(
+    finished: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = moved(finished, tmp_path)
+    file = folder / "disk" / "model.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint[RUN_KEY]
+    AtomicCheckpointIO().save_checkpoint(checkpoint, file)
+    other = ["--data.init_args.text_field", "body"]
+    said = say(capsys, folder, "--resume", "auto", *other, status=1)
+    assert "data text_field: 'text' there, 'body' here" in said
+    assert "resuming from" in say(capsys, folder, "--resume", "auto", "--trainer.max_steps", "5")
+
+
 def test_what_may_change_between_starts() -> None:
     def identity(**arguments: Any) -> RunIdentity:
         return RunIdentity(Table(3), pl.LightningDataModule(), arguments, None)
