@@ -150,13 +150,16 @@ class _Reading:
         targets = [span for turn in turns for span in turn.spans]
         if not targets:
             raise self._error("marks nothing of the conversation as generated")
+        from lightning_llm.generation.text import BarePrompt
+
         last = turns[-1]
         prompt = last.prompt
         bos = self.renderer.tokenizer.bos_token
-        if bos and prompt.startswith(bos) and self.renderer.leading:
-            prompt = prompt.removeprefix(bos)  # encoding a prompt adds it again
+        if self.renderer.leading:  # encoding a prompt adds BOS
+            has_bos = bos is not None and prompt.startswith(bos)
+            prompt = prompt.removeprefix(bos) if has_bos else BarePrompt(prompt)
         rendered = Rendered(self.whole, tuple(targets), tuple(self._literal_names()))
-        return Example((), prompt, last.answer, starts_text=False, rendered=rendered)
+        return Example((), prompt, last.answer, rendered=rendered)
 
     # ------------------------------------------------------------------ rendering
 

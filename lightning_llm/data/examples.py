@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_llm.data.rows import Row
+from lightning_llm.data.special_frame import special_frame
 from lightning_llm.data.tokenizer import TokenizerSpec, encode_texts
 from lightning_llm.errors import InvalidValueError
 
@@ -55,18 +56,16 @@ class Example(NamedTuple):
     """What one row becomes.
 
     Attributes:
-        pieces: In order.
+        pieces: In order; the special tokens that the tokenizer puts in front of a text come first.
         prompt: What generation starts from.
         references: What it should give: one text or several.
-        starts_text: Whether the special tokens that the tokenizer puts in front of a text come
-            first; not so where the pieces have them already.
-        rendered: What takes the place of pieces where boundaries are not to cut tokens.
+        rendered: What takes the place of pieces where boundaries are not to cut tokens. It begins
+            as the chat template has it.
     """
 
     pieces: tuple[Piece, ...]
     prompt: str
     references: str | list[str]
-    starts_text: bool = True
     rendered: Rendered | None = None
 
 
@@ -146,10 +145,7 @@ def completion(
 
 def leading_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Return the special tokens that the tokenizer puts in front of every text."""
-    (plain,) = encode_texts(tokenizer, ["a"])
-    whole = list(tokenizer("a")["input_ids"])
-    start = next((i for i, token in enumerate(whole) if token == plain[0]), 0)
-    return whole[:start]
+    return special_frame(tokenizer)[0]
 
 
 def special_tokens_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
@@ -202,9 +198,9 @@ class ExampleEncoder:
         texts = [run.text for one in runs for run in one if run.special is None]
         arrays = iter(encode_texts(self.tokenizer, texts) if texts else [])
         encoded = []
-        for example, one in zip(examples, runs):
-            parts = [self._leading if example.starts_text else self._leading[:0]]
-            marks = [np.zeros(len(parts[0]), dtype=np.uint8)]
+        for one in runs:
+            parts = [self._leading]
+            marks = [np.zeros(len(self._leading), dtype=np.uint8)]
             for run in one:
                 ids = next(arrays) if run.special is None else np.array([run.special], np.int32)
                 parts.append(ids)

@@ -129,7 +129,9 @@ class PreparedText:
     @cached_property
     def _pretrained(self) -> PreTrainedTokenizerFast:
         assert self.tokenizer_spec.pretrained is not None
-        tokenizer = load_tokenizer(self.tokenizer_spec.pretrained)
+        tokenizer = load_tokenizer(
+            self.tokenizer_spec.pretrained, add_bos=self.tokenizer_spec.add_bos
+        )
         return tokenizer if self.fim is None else mark_sentinels(tokenizer)
 
     @cached_property

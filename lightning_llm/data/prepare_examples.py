@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 # Part of every cache key: raise it when the same rows and options give other stores.
-_FORMAT = 2
+_FORMAT = 3
 _DONE = "prepared.json"
 _EXAMPLES_AT_A_TIME = 4096
 
@@ -137,7 +137,9 @@ class PreparedExamples:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer: loaded, or trained on the training rows and kept in the cache."""
         if self.tokenizer_spec.pretrained is not None:
-            tokenizer = load_tokenizer(self.tokenizer_spec.pretrained)
+            tokenizer = load_tokenizer(
+                self.tokenizer_spec.pretrained, add_bos=self.tokenizer_spec.add_bos
+            )
             self.task.equip(tokenizer)
             return tokenizer
         folder = self.tokenizer_path
@@ -192,11 +194,14 @@ class PreparedExamples:
         return {part: self._open(part) for part in self.parts}
 
     def _open(self, part: Part) -> StoredExamples:
+        from lightning_llm.generation.text import BarePrompt
+
         texts = None
         if part != "train":
             with open(self.path / f"{part}.jsonl", encoding="utf-8") as stream:
                 rows = [json.loads(line) for line in stream]
-            texts = StoredTexts([row[0] for row in rows], [row[1] for row in rows])
+            prompts = [BarePrompt(text) if is_bare else text for text, _, is_bare in rows]
+            texts = StoredTexts(prompts, [row[1] for row in rows])
         store, targets = (open_cached(self.path, name) for name in (part, f"{part}.targets"))
         return StoredExamples(store, targets, texts)
 
@@ -337,5 +342,8 @@ class _PartWriter:
         self._ids.add(ids)
         self._marks.add(marks)
         if self._texts is not None:
-            row = [example.prompt, example.references]
+            from lightning_llm.generation.text import BarePrompt
+
+            is_bare = isinstance(example.prompt, BarePrompt)
+            row = [example.prompt, example.references, is_bare]
             self._texts.write(json.dumps(row, ensure_ascii=True) + "\n")

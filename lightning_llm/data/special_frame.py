@@ -72,11 +72,14 @@ def set_bos(tokenizer: PreTrainedTokenizerFast, add_bos: bool, name: str) -> Non
 def _set_frame(tokenizer: PreTrainedTokenizerFast, leading: list[int], trailing: list[int]) -> None:
     from tokenizers import processors
 
-    # What classes of transformers rebuild the frame from.
-    wanted = {"add_bos_token": bool(leading), "add_eos_token": tokenizer.eos_token_id in trailing}
-    for name, value in wanted.items():
-        if hasattr(type(tokenizer), name):
-            setattr(tokenizer, name, value)
+    # What `transformers` builds the frame from when the tokenizer is loaded again.
+    flags = {"add_bos_token": bool(leading), "add_eos_token": tokenizer.eos_token_id in trailing}
+    if all(hasattr(type(tokenizer), flag) for flag in flags):
+        for flag, value in flags.items():
+            setattr(tokenizer, flag, value)
+        if special_frame(tokenizer) == (leading, trailing):
+            tokenizer.init_kwargs.update(flags)
+            return
     backend = tokenizer.backend_tokenizer
     names = tokenizer.convert_ids_to_tokens
     before, after = list(names(leading)), list(names(trailing))

@@ -55,7 +55,7 @@ class StoredTokens:
         if self.tokenizer_spec is None:
             return None
         assert self.tokenizer_spec.pretrained is not None
-        return load_tokenizer(self.tokenizer_spec.pretrained)
+        return load_tokenizer(self.tokenizer_spec.pretrained, add_bos=self.tokenizer_spec.add_bos)
 
     @cached_property
     def known_ids(self) -> int:

@@ -22,6 +22,7 @@ from lightning_llm.data.raw_tokens import RawTokenStore, TokenDtype
 from lightning_llm.data.several_stores import SeveralRows, SeveralStores
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.stored_tokens import StoredTokens, expand_stores
+from lightning_llm.data.text_arguments import tokenizer_spec
 from lightning_llm.data.tokenizer import TokenizerSpec
 from lightning_llm.errors import InvalidValueError
 
@@ -52,7 +53,8 @@ class TokenDataModule(PreparedDataModule):
         val_store: What validates, likewise.
         test_store: What tests, likewise.
         tokenizer: The tokenizer that made the ids: a folder, a ``tokenizer.json`` or a name on the
-            hub. Without it the model trains as well, but cannot generate text.
+            hub, or a `TokenizerSpec` of one, with the ``add_bos`` it encoded with. Without it the
+            model trains as well, but cannot generate text.
         vocab_size: Number of ids of the vocabulary; by default of the tokenizer or the stores.
         eos_id: The id that ends a document in files of bare ids; by default the tokenizer's.
         dtype: Of the ids in such files; see `RawTokenStore`.
@@ -85,7 +87,7 @@ class TokenDataModule(PreparedDataModule):
         train_store: str | Path | list[str | Path],
         val_store: str | Path | list[str | Path] | None = None,
         test_store: str | Path | list[str | Path] | None = None,
-        tokenizer: str | Path | None = None,
+        tokenizer: str | Path | TokenizerSpec | None = None,
         vocab_size: int | None = None,
         eos_id: int | None = None,
         dtype: TokenDtype | None = None,
@@ -109,7 +111,7 @@ class TokenDataModule(PreparedDataModule):
                 for part, paths in given.items()
                 if paths is not None
             },
-            None if tokenizer is None else TokenizerSpec(pretrained=str(tokenizer)),
+            None if tokenizer is None else _loaded(tokenizer),
             vocab_size,
             eos_id,
             dtype,
@@ -163,6 +165,16 @@ class TokenDataModule(PreparedDataModule):
             mask_documents=self.mask_documents,
             pad_id=0 if self.tokenizer is None else self.tokenizer.pad_token_id,
         )
+
+
+def _loaded(tokenizer: str | Path | TokenizerSpec | Mapping[str, Any]) -> TokenizerSpec:
+    spec = tokenizer_spec(tokenizer)
+    if spec.pretrained is None:
+        raise InvalidValueError(
+            f"TokenDataModule: tokenizer={tokenizer!r} would be trained, and the ids are there "
+            "already. Give the one that made them: TokenizerSpec(pretrained=...)."
+        )
+    return spec
 
 
 def _check(arguments: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from lightning_llm.data.special_frame import set_bos
 from lightning_llm.data.tokenizer_encoding import encode_texts, token_byte_lengths
 from lightning_llm.data.tokenizer_training import EOS_TOKEN, UNK_TOKEN, train_tokenizer
 from lightning_llm.errors import InvalidTypeError, InvalidValueError, MissingFileError
@@ -63,6 +64,9 @@ class TokenizerSpec:
         special_tokens: Further special tokens, beside the end of text.
         normalization: Unicode normal form applied before everything else; decoding gives the
             normalised text.
+        add_bos: Whether every text begins with the BOS token, in stores, examples, prompts and
+            exports alike. Default: what the pretrained tokenizer does when it is called. A trained
+            one has no BOS.
         max_training_bytes: Bound of the text learned from, sampled evenly over the corpus;
             ``char`` counts all of it.
 
@@ -78,6 +82,7 @@ class TokenizerSpec:
     special_tokens: Sequence[str] = ()
     normalization: Normalization | None = None
     max_training_bytes: int = 100_000_000
+    add_bos: bool | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.special_tokens, str):
@@ -104,6 +109,10 @@ class TokenizerSpec:
             problems.append(f"algorithm={self.algorithm!r} must be one of {', '.join(_ALGORITHMS)}")
         if self.normalization not in (None, "nfc", "nfkc"):
             problems.append(f"normalization={self.normalization!r} must be 'nfc', 'nfkc' or None")
+        if self.add_bos and self.pretrained is None:
+            problems.append(
+                "add_bos=True needs a pretrained tokenizer with a bos_token; a trained one has none"
+            )
         if self.min_frequency < 1:
             problems.append(f"min_frequency={self.min_frequency} must be at least 1")
         if self.max_training_bytes < 1:
@@ -154,17 +163,21 @@ class TokenizerSpec:
         return total.hexdigest()
 
 
-def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    path_or_name: str | Path, *, add_bos: bool | None = None
+) -> PreTrainedTokenizerFast:
     """Load a tokenizer that encodes whole texts and decodes them unchanged.
 
     Truncation, padding and the clean-up of spaces are off; padding falls back to the end of text.
 
     Args:
         path_or_name: A directory with ``tokenizer.json``, that file, or a name on the hub.
+        add_bos: Whether a text begins with the BOS token; None leaves that to the tokenizer.
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ValueError: It cannot be loaded, is a slow (pure Python) one or has no end-of-text token.
+        ValueError: It cannot be loaded, is a slow (pure Python) one, has no end-of-text token, or
+            no BOS token to add.
     """
     name = os.path.expanduser(os.fspath(path_or_name))
     tokenizer = _load(name)
@@ -190,6 +203,8 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerFast:
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    if add_bos is not None:
+        set_bos(tokenizer, add_bos, name)
     return tokenizer
 
 

@@ -195,7 +195,8 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int
         lengths[index] = size(token)
     for index, added in tokenizer.backend_tokenizer.get_added_tokens_decoder().items():
         lengths[index] = 0 if added.special else len(added.content.encode())
-    for index in (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+    for role in ("unk", "bos", "eos", "pad"):
+        index = getattr(tokenizer, f"{role}_token_id")
         if index is not None:
             lengths[index] = 0
     return lengths

@@ -16,19 +16,36 @@ _TOKENS_PER_CHARACTER = 4
 _EDGE_TOKENS = 8
 
 
+class BarePrompt(str):
+    """A prompt that is encoded as it stands, without special tokens that the tokenizer adds.
+
+    Conversations are, where the chat template begins them without BOS and the tokenizer would add
+    it: training has none either.
+    """
+
+    __slots__ = ()
+
+
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of prompts, with the special tokens the tokenizer puts in front of a text.
 
+    A prompt that begins with the BOS token's name, as chat templates render it, gets no second one.
     An empty prompt becomes the token that begins a text, else the one that ends the text before.
 
     Raises:
         ValueError: A prompt is empty and the tokenizer has no such token.
     """
-    start = tokenizer.bos_token_id
-    start = tokenizer.eos_token_id if start is None else start
+    bos = tokenizer.bos_token_id
+    # Where BOS is turned off, a text follows the end of another.
+    is_off = getattr(tokenizer, "init_kwargs", {}).get("add_bos_token") is False
+    candidates = [tokenizer.eos_token_id, bos] if is_off else [bos, tokenizer.eos_token_id]
+    start = next((token for token in candidates if token is not None), None)
     encoded = []
     for number, prompt in enumerate(prompts):
-        ids = list(tokenizer(prompt)["input_ids"])
+        bare = {"add_special_tokens": False} if isinstance(prompt, BarePrompt) else {}
+        ids = list(tokenizer(prompt, **bare)["input_ids"])
+        if bos is not None and ids[:2] == [bos, bos] and _starts_once(tokenizer, prompt):
+            del ids[0]
         # Some tokenizers close every text; a prompt is an open one.
         if (
             len(ids) > 1
@@ -45,6 +62,11 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
             ids = [start]
         encoded.append(ids)
     return encoded
+
+
+def _starts_once(tokenizer: Any, prompt: str) -> bool:
+    name = str(tokenizer.bos_token)
+    return prompt.startswith(name) and not prompt.startswith(name * 2)
 
 
 def _ends_in_eos(tokenizer: Any, prompt: str) -> bool:
