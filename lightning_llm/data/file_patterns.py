@@ -201,10 +201,11 @@ def _refuse_broken(path: str, error: OSError | ValueError) -> None:
     if isinstance(error, PermissionError):
         raise FileAccessError(f"{shown(path)}: no permission to reach it.") from None
     if error.errno == errno.ELOOP or os.path.islink(path):
-        raise _leads_nowhere(path)
+        raise leads_nowhere(path)
 
 
-def _leads_nowhere(path: str) -> MissingFileError:
+def leads_nowhere(path: str) -> MissingFileError:
+    """Build the error for a link whose target is not there."""
     try:
         target = f" to {shown(os.readlink(path))!r}"
     except OSError:
@@ -311,7 +312,7 @@ class Walk:
             ValueError: It is a pipe, a socket or a device.
         """
         if kind == "broken":
-            raise _leads_nowhere(path)
+            raise leads_nowhere(path)
         if kind == "special":
             raise InvalidValueError(f"{shown(path)}: not a regular file.")
         return path

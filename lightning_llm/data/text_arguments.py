@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,9 +132,14 @@ def _refuse(paths: tuple[Path, ...], argument: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return arguments as strings, numbers, lists and dictionaries."""
+    """Return arguments as strings, numbers, lists and dictionaries, as hyperparameters are kept."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(plain, value), key=str)
+    if isinstance(value, Iterator):  # of paths, and used up by now
+        return f"<{type(value).__name__}>"
+    # Loggers write UTF-8, which a name on disk need not be.
+    return shown(value) if isinstance(value, (str, Path)) else value

@@ -51,6 +51,15 @@ def test_link_that_leads_nowhere_is_an_error(tmp_path: Path, target: str) -> Non
     assert names(tmp_path, tmp_path / "a*") == ["a.txt"]
 
 
+def test_link_of_a_dataset_that_leads_nowhere(tmp_path: Path) -> None:
+    from lightning_llm.interop.hf.datasets import open_dataset
+
+    put(tmp_path / "d" / "a.jsonl", '{"text": "a"}\n')
+    (tmp_path / "d" / "b.jsonl").symlink_to("gone")
+    with pytest.raises(FileNotFoundError, match=r"b\.jsonl: a link to 'gone' that leads nowhere"):
+        open_dataset(tmp_path / "d")
+
+
 def test_folder_behind_a_broken_link_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +176,8 @@ def test_name_that_is_not_utf8(tmp_path: Path) -> None:
     data.prepare_data()
     data.setup("fit")
     assert len(data.train_store) == 1
+    named = TextDataModule(train_files=[path], tokenizer=TokenizerSpec("byte"), seq_len=8)
+    assert named.hparams["train_files"][0].endswith(r"caf\xe9.txt")  # which loggers can write
     write(path, b"\xff")
     with pytest.raises(ValueError, match=r"caf\\xe9\.txt:1: invalid UTF-8") as error:
         list(read_documents(path))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_llm.data.cache import content_hash
+from lightning_llm.data.file_patterns import Walk, leads_nowhere
 from lightning_llm.data.readers_base import Document, SourceStats, check_text, invalid_utf8
 from lightning_llm.data.readers_rows import emit, missing_field, nested_field
 from lightning_llm.data.sources import fingerprint_files
@@ -89,6 +90,10 @@ def open_dataset(
         raise MissingFileError(
             f"dataset {path!r}: no such directory (working directory: {os.getcwd()})."
         )
+    if os.path.isdir(path):
+        for file, kind in Walk().below(path, ("**", "*")):
+            if kind == "broken":  # which the library leaves out
+                raise leads_nowhere(file)
     if _saved_to_disk(path):
         return _from_disk(path, split, streaming)
     from datasets import load_dataset
