@@ -322,8 +322,10 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
         elif pack_tokenizer(self.tokenizer).get("tokenizer.json") != files.get("tokenizer.json"):
             raise InvalidValueError(
                 "the checkpoint was trained with another vocabulary than the one this data uses: "
-                "the same ids stand for different text. Give the data the checkpoint's tokenizer "
-                "(export it with `lightning-llm export`, then `tokenizer: {pretrained: DIR}`)"
+                "the same ids stand for different text. Give the data the checkpoint's tokenizer, "
+                "tokenizer={'pretrained': 'RUN.ckpt'}; to evaluate other files it needs no "
+                "train_files then. `lightning-llm validate --ckpt_path` does so where val_files "
+                "are given"
             )
         self._restored_tokenizer = files
 

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 
 import lightning_llm.strategies  # noqa: F401  # makes `strategy: fsdp2` known
 from lightning_llm.cli import RECIPE_COMMANDS
+from lightning_llm.cli.evaluation_data import take_checkpoint_tokenizer
 from lightning_llm.cli.interruption import interruptions, tell_how_to_continue
 from lightning_llm.cli.kept_log import LogOfRun, keep_rows
 from lightning_llm.cli.parse_errors import check_strategy
@@ -197,6 +198,8 @@ class RecipeCLI(LightningCLI):
             self.config_init = self.parser.instantiate_classes(self.config)
             self.datamodule = self.config_init["data"]
             return
+        if self.command in ("validate", "test", "predict"):
+            take_checkpoint_tokenizer(self.command, self.config)
         if self.command == "fit":
             check_folder(self.config, folder_of_recipe(self.config.trainer))
         with sharded_build(self.config.trainer) if self.command in _RUNS else nullcontext():

@@ -18,6 +18,7 @@ from lightning_llm.data.examples import RowErrors
 from lightning_llm.data.file_patterns import expand_files, listed
 from lightning_llm.data.packed_examples import TooLong
 from lightning_llm.data.rows import AlignedRows, DatasetRows, FileRows, FirstRows, RowSource
+from lightning_llm.data.text_arguments import NO_TRAINING_TEXT, is_pretrained
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
 
 ExamplePacking = Literal["best_fit", "pad"]
@@ -91,7 +92,13 @@ def _source_problems(given: Mapping[str, Any]) -> list[str]:
         if split is not None and given["dataset"] is None:
             problems.append(f"{part}_split={split!r} is a split of dataset, which is not given")
     own = [given["train_files"], given.get("train_source")]
-    if given["dataset"] is None and own == [None, None]:
+    evaluated = [
+        given.get(f"{part}_{side}") for part in ("val", "test") for side in ("files", "source")
+    ]
+    if given["dataset"] is None and own == [None, None] and any(evaluated):
+        if not is_pretrained(given["tokenizer"]):
+            problems.append(NO_TRAINING_TEXT)
+    elif given["dataset"] is None and own == [None, None]:
         aligned = ", train_source and train_target" if "train_source" in given else ""
         problems.append(f"no training data: give train_files{aligned} or dataset")
     elif given["dataset"] is not None and own != [None, None]:

@@ -58,7 +58,7 @@ class PreparedText:
     does the work, the others wait, and if it dies another one takes over.
 
     Attributes:
-        train: Documents to train on.
+        train: Documents to train on; None where others are evaluated with a pretrained tokenizer.
         tokenizer_spec: Trained on the training part only, or loaded.
         val: Documents that validate; if not given, ``val_fraction`` of ``train`` does.
         test: Documents that test.
@@ -68,7 +68,7 @@ class PreparedText:
         fim: Which training documents are rearranged; None for none.
     """
 
-    train: Corpus
+    train: Corpus | None
     tokenizer_spec: TokenizerSpec = field(default_factory=TokenizerSpec)
     val: Corpus | None = None
     test: Corpus | None = None
@@ -109,7 +109,7 @@ class PreparedText:
 
     def _options(self) -> dict[str, Any]:
         """Return what decides the stores beside the text itself; no paths."""
-        by_fraction = self.val is None and self.val_fraction > 0
+        by_fraction = self._splits
         options: dict[str, Any] = {"split": [self.val_fraction, self.seed] if by_fraction else None}
         for part in ("train", "val", "test"):
             corpus = getattr(self, part)
@@ -122,7 +122,8 @@ class PreparedText:
     @cached_property
     def split(self) -> Split:
         """Which training documents validate."""
-        if self.val is not None:
+        assert self.train is not None  # whoever has none takes a pretrained tokenizer
+        if not self._splits:
             return Whole(self.train)
         return plan_split(self.train, self.val_fraction, self.seed)
 
@@ -161,9 +162,12 @@ class PreparedText:
     @property
     def parts(self) -> list[Part]:
         """The parts that have a store."""
-        has_val = self.val is not None or self.val_fraction > 0
-        parts: list[Part] = ["train"]
-        return parts + ["val"] * has_val + ["test"] * (self.test is not None)  # type: ignore[operator]
+        has = {"train": self.train, "val": self.val or self._splits, "test": self.test}
+        return [part for part in ("train", "val", "test") if has[part]]  # type: ignore[misc]
+
+    @property
+    def _splits(self) -> bool:
+        return self.train is not None and self.val is None and self.val_fraction > 0
 
     def prepare(self) -> dict[Part, TokenStore]:
         """Return the store of each part, writing them if they are not in the cache.
@@ -211,7 +215,8 @@ class PreparedText:
             _LOG.warning("not everything is text in UTF-8: %s", _counted(stats))
 
     def _documents(self, stats: SourceStats) -> Labelled:
-        yield from self.split.documents(stats)
+        if self.train is not None:
+            yield from self.split.documents(stats)
         if self.val is not None:
             yield from Whole(self.val, "val").documents(stats)
         if self.test is not None:

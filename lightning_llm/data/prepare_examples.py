@@ -68,7 +68,7 @@ class PreparedExamples:
     All processes of a run may ask at once: one does the work, the others wait.
 
     Attributes:
-        sources: Rows by part; ``train`` is among them.
+        sources: Rows by part; without ``train`` the tokenizer is a pretrained one.
         task: From rows to examples.
         tokenizer_spec: Trained on the training rows only, or loaded.
         val_fraction: Share of the training rows that validates, if no validation rows are given.
@@ -131,7 +131,7 @@ class PreparedExamples:
 
     @property
     def _splits(self) -> bool:
-        return "val" not in self.sources and self.val_fraction > 0
+        return "train" in self.sources and "val" not in self.sources and self.val_fraction > 0
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:

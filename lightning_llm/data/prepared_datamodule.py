@@ -29,6 +29,7 @@ from lightning_llm.runtime.hyperparameters import PlainHyperparameters
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_PART_NAMES: dict[Part, str] = {"train": "training", "val": "validation", "test": "test"}
 _LOG = logging.getLogger(__name__)
 
 
@@ -181,6 +182,8 @@ class PreparedDataModule(PlainHyperparameters, pl.LightningDataModule):
     def _rows_of(self, part: Part) -> ConcatWindows | PackedDocuments | SeveralRows:
         if part not in self._rows:
             self.setup()
+            if part not in self._stores:
+                raise InvalidValueError(f"no {_PART_NAMES[part]} data: give {part}_files.")
             rows = self._rows[part] = self._pack(part)
             _LOG.info("%s: %d rows, %.2f %% filled", part, len(rows), 100 * rows.fill_fraction)
         return self._rows[part]

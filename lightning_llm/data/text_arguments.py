@@ -49,7 +49,10 @@ def check(arguments: Mapping[str, Any]) -> None:
 def _source_problems(given: SimpleNamespace) -> list[str]:
     problems = []
     if given.train_files is None and given.dataset is None:
-        problems.append("no text: give train_files or dataset")
+        if given.val_files is None and given.test_files is None:
+            problems.append("no text: give train_files or dataset")
+        elif not is_pretrained(given.tokenizer):
+            problems.append(NO_TRAINING_TEXT)
     if given.train_files is not None and given.dataset is not None:
         problems.append("two sources of text: give train_files or dataset, not both")
     for part in ("val", "test"):
@@ -59,6 +62,17 @@ def _source_problems(given: SimpleNamespace) -> list[str]:
         if split is not None and given.dataset is None:
             problems.append(f"{part}_split={split!r} is a split of dataset, which is not given")
     return problems
+
+
+NO_TRAINING_TEXT = (
+    "no training data to train the tokenizer on: give train_files or dataset, or, to evaluate a "
+    "model, its tokenizer: tokenizer={'pretrained': 'RUN.ckpt'}"
+)
+
+
+def is_pretrained(tokenizer: Any) -> bool:
+    """Whether a tokenizer is to be loaded, and needs no text to be trained on."""
+    return tokenizer_spec(tokenizer).pretrained is not None
 
 
 def tokenizer_spec(tokenizer: Any) -> TokenizerSpec:

@@ -121,7 +121,9 @@ class TextDataModule(PreparedDataModule):
         check(arguments)
         given = corpora(arguments)
         prepared = PreparedText(
-            **given,
+            train=given.get("train"),
+            val=given.get("val"),
+            test=given.get("test"),
             tokenizer_spec=tokenizer_spec(tokenizer),
             val_fraction=0.0 if "val" in given else val_fraction,
             seed=seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import sys
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ class TokenizerSpec:
         vocab_size: Number of ids, special tokens included; fewer if the corpus has not enough to
             learn from. Default 32,000; ``char`` takes every character of the corpus unless it is
             given, and ``byte`` has its fixed size.
-        pretrained: A name on the Hugging Face hub, a directory or a ``tokenizer.json``.
+        pretrained: A name on the Hugging Face hub, a directory, a ``tokenizer.json``, or a
+            checkpoint of this package, whose tokenizer it is.
         min_frequency: How often a merge or a word must occur to enter the vocabulary
             (``bpe``, ``wordpiece``, ``word``).
         special_tokens: Further special tokens, beside the end of text.
@@ -171,7 +173,8 @@ def load_tokenizer(
     Truncation, padding and the clean-up of spaces are off; padding falls back to the end of text.
 
     Args:
-        path_or_name: A directory with ``tokenizer.json``, that file, or a name on the hub.
+        path_or_name: A directory with ``tokenizer.json``, that file, a checkpoint of this package
+            that holds a tokenizer, or a name on the hub.
         add_bos: Whether a text begins with the BOS token; None leaves that to the tokenizer.
 
     Raises:
@@ -180,7 +183,7 @@ def load_tokenizer(
             no BOS token to add.
     """
     name = os.path.expanduser(os.fspath(path_or_name))
-    tokenizer = _load(name)
+    tokenizer = _of_checkpoint(name) if name.endswith(".ckpt") else _load(name)
     if not getattr(tokenizer, "is_fast", False):
         raise InvalidValueError(
             f"tokenizer {name!r}: {type(tokenizer).__name__} has no tokenizer.json. Only fast "
@@ -206,6 +209,27 @@ def load_tokenizer(
     if add_bos is not None:
         set_bos(tokenizer, add_bos, name)
     return tokenizer
+
+
+def _of_checkpoint(name: str) -> Any:
+    """Return the tokenizer that a checkpoint of this package carries."""
+    import torch
+
+    from lightning_llm.interop.hf.tokenizer import unpack_tokenizer
+
+    file = os.path.join(name, "meta.pt") if os.path.isdir(name) else name
+    if not os.path.isfile(file):
+        raise MissingFileError(f"tokenizer {name!r}: no such checkpoint.")
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        files = saved["lightning_llm"]["tokenizer"]
+    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise InvalidValueError(
+            f"tokenizer {name!r} is no checkpoint of CausalLM or HFCausalLM ({error!r:.80})."
+        ) from error
+    if files is None:
+        raise InvalidValueError(f"tokenizer {name!r}: the checkpoint holds no tokenizer.")
+    return unpack_tokenizer(files)
 
 
 def _load(name: str) -> Any:
