@@ -157,8 +157,49 @@ def _encode_in_parts(
             f"the text {text[start:stop]!r} can only be written with the id of a special token."
         )
     cuts = [0, *(start + 1 for start, _ in spans), len(text)]
-    parts = [text[a:b] for a, b in itertools.pairwise(cuts)]
-    return np.concatenate([_encode_in_parts(backend, part, reserved) for part in parts])
+    first, *others = [text[a:b] for a, b in itertools.pairwise(cuts)]
+    inner = _without_prefix(backend)
+    encoded = [_encode_in_parts(inner, part, reserved) for part in others]
+    return np.concatenate([_encode_in_parts(backend, first, reserved), *encoded])
+
+
+def _without_prefix(backend: Tokenizer) -> Tokenizer:
+    """Return a tokenizer for what begins within a text: without the space put before each text."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(backend.to_str())
+    if not _drop_prefix(content):
+        return backend
+    inner = Tokenizer.from_str(json.dumps(content))
+    inner.encode_special_tokens = True
+    return inner
+
+
+def _drop_prefix(content: dict[str, Any]) -> bool:
+    """Change the parts of a tokenizer that put a space before each text; tell if there were any."""
+    found = False
+    for name in ("normalizer", "pre_tokenizer"):
+        step = content[name]
+        if step is None:
+            continue
+        is_sequence = step["type"] == "Sequence"
+        steps = (
+            step["normalizers" if name == "normalizer" else "pretokenizers"]
+            if is_sequence
+            else [step]
+        )
+        for one in list(steps):
+            if one["type"] == "Metaspace" and one["prepend_scheme"] != "never":
+                one["prepend_scheme"], found = "never", True
+            elif name == "pre_tokenizer" and one.get("add_prefix_space"):
+                one["add_prefix_space"], found = False, True
+            elif one["type"] == "Prepend":
+                found = True
+                if is_sequence:
+                    steps.remove(one)
+                else:
+                    content[name] = None
+    return found
 
 
 def _checked(texts: Sequence[str]) -> Iterator[str]:

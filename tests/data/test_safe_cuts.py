@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
 
 from lightning_llm import TextDataModule
 from lightning_llm.data import TokenizerSpec, encoding
@@ -18,7 +18,7 @@ from lightning_llm.data.pattern_positions import NONSPACE, UnknownPatternError, 
 from lightning_llm.data.safe_cuts import ANYWHERE, safe_cuts
 from lightning_llm.data.tiktoken_encoding import GPT2_SPLIT
 from lightning_llm.data.tokenizer import encode_texts
-from tests.data.assorted_tokenizers import BUILDERS, LLAMA3, O200K, hard_text
+from tests.data.assorted_tokenizers import BUILDERS, LLAMA3, O200K, hard_text, wrapped
 from tests.data.trained_tokenizers import ALGORITHMS, ENGLISH, trained
 
 # Whose long documents have to be encoded whole.
@@ -152,3 +152,24 @@ def test_a_stored_document_is_what_the_tokenizer_gives(
     expected = [ids if name == "t5" else [*ids, eos] for ids in expected]
     assert data.train_store is not None
     assert [ids.tolist() for ids in data.train_store] == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "llama always", "llama legacy", "mistral split", "gemma"]
+)
+def test_the_name_of_a_special_token_within_a_text_gets_no_space(name: str) -> None:
+    """The vocabulary of sentencepiece spells its own special tokens, so that the text is cut."""
+    tokenizer = BUILDERS[name]()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = state["model"]
+    for left, right in (("</", "s"), ("</s", ">")):
+        model["vocab"].setdefault(left, len(model["vocab"]))
+        model["vocab"].setdefault(left + right, len(model["vocab"]))
+    model["merges"] = [["<", "/"], ["</", "s"], ["</s", ">"], *model["merges"]]
+    rebuilt = wrapped(Tokenizer.from_str(json.dumps(state)))
+    for text in ("the fox</s>the fox", "x</s></s> y\nz", "</s>"):
+        (ids,) = encode_texts(rebuilt, [text])
+        assert rebuilt.eos_token_id not in ids
+        tokens = "".join(rebuilt.convert_ids_to_tokens(ids.tolist()))
+        plain = tokens.replace("▁", " ").replace("<0x0A>", "\n")
+        assert plain.removeprefix(" ") == text
