@@ -152,6 +152,29 @@ def test_tied_weights_are_merged_each_by_itself(
     assert torch.equal(logits_of(lm.model), wanted)  # the export worked on a copy
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_of_merged_weights_is_no_fault(dtype: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    HFCausalLM({**CONFIGS["llama"], "num_hidden_layers": 12}).save_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    lm = HFCausalLM(tmp_path / "base", dtype=dtype, peft={**LORA, "target_modules": "all-linear"})
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    exact = HFCausalLM(tmp_path / "base", peft={**LORA, "target_modules": "all-linear"})
+    exact.network.load_state_dict(lm.network.state_dict())
+    lm.save_pretrained(tmp_path / "half")
+    exact.save_pretrained(tmp_path / "exact")
+    half, whole = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto").state_dict()
+        for name in ("half", "exact")
+    )
+    for name, weight in half.items():
+        assert weight.dtype == getattr(torch, dtype)
+        assert torch.equal(weight, whole[name].to(weight.dtype)), name  # rounded once
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
@@ -150,19 +151,54 @@ def check_mergeable(model: Any) -> None:
             _merging(model, copy.deepcopy(module).merge)
 
 
+HALF = (torch.bfloat16, torch.float16)
+
+
+def copy_to_merge(model: nn.Module) -> Any:
+    """A copy whose weights can be added to without rounding each time.
+
+    Weights in half precision become float32, on the host, which has more room than a device.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if not any(tensor.dtype in HALF for tensor in tensors):
+        return copy.deepcopy(model)
+    copies: dict[int, Any] = {}
+    for tensor in tensors:
+        exact = tensor.detach().to("cpu", torch.float32 if tensor.dtype in HALF else tensor.dtype)
+        exact = exact.clone() if exact is tensor else exact
+        is_weight = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(exact, tensor.requires_grad) if is_weight else exact
+    return copy.deepcopy(model, copies)
+
+
+def round_like(network: nn.Module, adapted: Any) -> None:
+    """Give merged weights the dtypes that the network with the adapters has them in.
+
+    Args:
+        network: Merged from a :func:`copy_to_merge`.
+        adapted: The ``peft.PeftModel``.
+    """
+    base = adapted.get_base_model()
+    marks = re.compile(r"\.(base_layer|original_module)(?=\.)")
+    dtypes = {marks.sub("", name): weight.dtype for name, weight in base.named_parameters()}
+    usual = base.get_input_embeddings().weight.dtype
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight.data = weight.data.to(dtypes.get(name, usual))
+
+
 def merged(model: Any) -> Any:
-    """A copy of the network with the adapters added to the weights they belong to.
+    """The network of a copy, with the adapters added to the weights they belong to.
 
     Weights that were tied are told apart before, since an adapter belongs to one of them, and
     tied again after if they are still equal.
 
     Args:
-        model: A ``peft.PeftModel``.
+        model: Of :func:`copy_to_merge`; of no use afterwards.
 
     Raises:
         ValueError: Adapters of this kind cannot be merged.
     """
-    model = copy.deepcopy(model)
     config, was_tied = model.get_base_model().config, _is_tied(model.get_base_model())
     flags = [(c, getattr(c, "tie_word_embeddings", None)) for c in _with_text_config(config)]
     _separate_shared(model)

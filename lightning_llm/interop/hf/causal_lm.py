@@ -19,7 +19,6 @@ from lightning_llm.interop.hf.adapters import (
     BaseWeights,
     adapter_config,
     check_mergeable,
-    merged,
     note_own_head,
     with_adapters,
 )
@@ -35,6 +34,7 @@ from lightning_llm.interop.hf.load import check_model_folder
 from lightning_llm.interop.hf.network_export import (
     Sample,
     check_exported_tokenizer,
+    merge_adapters,
     write_adapters,
     write_network,
 )
@@ -224,12 +224,12 @@ class HFCausalLM(LanguageModule):
         if sharded:
             weights = self._gathered_adapters() if merge else gathered_state(self.model)
         if self._trainer is None or self._trainer.is_global_zero:
-            options: Any = {"tokenizer": self.tokenizer, "sample": sample}
+            options: Any = {"tokenizer": self.tokenizer}
             if sharded and not merge:
                 options["state_dict"] = weights
             if self._has_adapters and not merge:
                 assert self._base is not None
-                write_adapters(self.model, directory, base=self._base, **options)
+                write_adapters(self.model, directory, base=self._base, sample=sample, **options)
             else:
                 model = self.model
                 if merge and sharded:
@@ -237,8 +237,9 @@ class HFCausalLM(LanguageModule):
                     whole = HFCausalLM(**self._base, peft=adapter_config(model))  # type: ignore[arg-type]
                     whole.load_state_dict(weights, strict=False)
                     model = whole.model
-                model = merged(model) if merge else model
-                write_network(model, directory, settings=self._settings(), **options)
+                if merge:
+                    model, sample = merge_adapters(model, sample)
+                write_network(model, directory, settings=self._settings(), sample=sample, **options)
         if self._trainer is not None:
             self._trainer.strategy.barrier("save_pretrained")
 

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_llm.interop.hf.adapters import HALF, copy_to_merge, merged, round_like
 from lightning_llm.interop.hf.comparison import (
+    as_exported,
     check_logits,
     check_tokenizer,
     refuse_not_finite,
 )
 from lightning_llm.interop.hf.continuation import without_settings
+from lightning_llm.interop.hf.decoder import network_logits
 from lightning_llm.interop.hf.export_folder import export_folder
 from lightning_llm.interop.hf.generation_settings import write_generation_config
 
@@ -26,6 +29,41 @@ class Sample(NamedTuple):
     ids: Tensor  # (2, T)
     logits: Tensor  # (2, T, V)
     dtype: torch.dtype  # of the arithmetic
+
+
+def merge_adapters(model: Any, sample: Sample) -> tuple[Any, Sample]:
+    """A copy of a network with its adapters merged, and the logits that its export has to give.
+
+    In half precision these are the merged network's own: merging rounds the weights, and how far
+    that moves the logits says nothing about the merging, which is compared before it, in float32.
+
+    Args:
+        model: A ``peft.PeftModel``.
+        sample: Logits of the model.
+
+    Raises:
+        RuntimeError: The merged weights compute other logits.
+        ValueError: Adapters of this kind cannot be merged.
+    """
+    apart = copy_to_merge(model)
+    if not any(weight.dtype in HALF for weight in model.parameters()):
+        return merged(apart), sample
+    ids = sample.ids
+    with as_exported(apart):
+        wanted = network_logits(apart.get_base_model(), ids)
+    network = merged(apart)
+    check_logits(
+        wanted,
+        lambda: network,
+        ids,
+        dtype=torch.float32,
+        fault="peft merges these adapters into other weights; export them alone, "
+        "save_pretrained(directory, merge=False)",
+    )
+    round_like(network, model)
+    with as_exported(network):
+        logits = network_logits(network, ids)
+    return network, Sample(ids, logits, sample.dtype)
 
 
 def write_network(
