@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -31,6 +32,9 @@ class Float8Precision(BF16MixedPrecision):
     Embeddings and the output projection stay bfloat16, and so do layers smaller than ``min_dim``
     or with features that are no multiple of 16. Weights keep their dtype and their names; the
     layers are plain again when the trainer is done.
+
+    On a CPU the same rounding is done and the products are float32: for trying a recipe out, not
+    for speed, as a line at the start says.
 
     Args:
         recipe: See above.
@@ -124,7 +128,12 @@ def check_device(device: torch.device) -> None:
     Raises:
         ValueError: Its name and capability are given.
     """
-    if device.type == "cpu":  # slow, but the same numbers
+    if device.type == "cpu":
+        rank_zero_info(
+            "Float8Precision: no CPU has float8 products that are worth it; factors are rounded to "
+            "float8 and multiplied in float32, which shows what float8 does to a loss, and is "
+            "slower than BF16MixedPrecision"
+        )
         return
     remedy = "use BF16MixedPrecision"
     if device.type != "cuda" or torch.version.hip is not None:
