@@ -34,6 +34,10 @@ class LogPoint:
         self._logged: set[str] = set()
         self._shown: list[str] = []  # keys of Lightning's results that were logged in this step
 
+    def __reduce__(self) -> tuple[type[LogPoint], tuple[()]]:
+        """A copy, in another process say, begins empty: all join when a run starts."""
+        return LogPoint, ()
+
     @staticmethod
     def of(trainer: Trainer) -> LogPoint:
         """The one of this trainer."""

@@ -20,6 +20,10 @@ class BackgroundSave:
         self._afterwards: list[Callable[[], None]] = []
         self._failure: BaseException | None = None
 
+    def __reduce__(self) -> tuple[type[BackgroundSave], tuple[()]]:
+        """A copy, in another process say, has no save under way; this one keeps its own."""
+        return BackgroundSave, ()
+
     def start(self, save: Callable[[], None], name: str) -> None:
         """Wait for the save before, then begin this one.
 

@@ -126,6 +126,11 @@ class MasterWeightsPrecision(HalfPrecision):
         self._replicated = False  # under DDP, whose buckets have the dtype of the weights
         self._narrow: list[tuple[nn.Parameter, Tensor]] = []  # gradients that wait for a step
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, in another process say, has the arguments, and no weights of a run."""
+        run = {"_weights": {}, "_patches": [], "_narrow": [], "_masters_are_kept": True}
+        return vars(self) | run
+
     @property
     def description(self) -> str:
         """What is kept in what, for people."""
