@@ -7,6 +7,8 @@ is a fault of the program and not of its input.
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "ExistingFileError",
     "FileAccessError",
@@ -55,6 +57,18 @@ class FileAccessError(LightningLLMError, PermissionError):
 
 class NotSavedError(LightningLLMError, OSError):
     """Something could not be written."""
+
+
+def not_saved(number: int, message: str, *file: str) -> OSError:
+    """Return the error of something that could not be written, of the kind that the number is of.
+
+    Args:
+        number: As of ``errno``; a refused permission gives a `FileAccessError`.
+        message: What happened.
+        file: Its name, if the message has none.
+    """
+    kind = FileAccessError if number in (errno.EACCES, errno.EPERM) else NotSavedError
+    return kind(number, message, *file)
 
 
 class MissingPackageError(LightningLLMError, ModuleNotFoundError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -304,9 +304,9 @@ def _probe_output(trainer: L.Trainer) -> None:
     for folder in sorted(folders):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".write-probe-{os.getpid()}"
-            probe.write_bytes(b"x")
-            probe.unlink()
+            # A file of its own, whatever lies there: the name cannot be guessed, no link followed.
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-probe-") as probe:
+                probe.write(b"x")
         except OSError as error:
             raise FileAccessError(
                 f"the output folder {folder} cannot be written ({error.strerror}); set "

@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from lightning_llm.data.store import TokenStore
 from lightning_llm.data.tokenizer import load_tokenizer
-from lightning_llm.errors import InvalidValueError
+from lightning_llm.errors import FileAccessError, InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,11 +34,35 @@ def cache_root(cache_dir: str | Path | None) -> Path:
     Args:
         cache_dir: Used if given; else ``$XDG_CACHE_HOME/lightning_llm`` or
             ``~/.cache/lightning_llm``.
+
+    Raises:
+        PermissionError: The folder belongs to another user.
     """
     if cache_dir is not None:
-        return Path(cache_dir).expanduser().absolute()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser().absolute() / "lightning_llm"
+        root = Path(cache_dir).expanduser().absolute()
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        root = Path(home).expanduser().absolute() / "lightning_llm"
+    _check_owner(root)
+    return root
+
+
+def _check_owner(root: Path) -> None:
+    """Refuse a folder of another user, who could exchange what is prepared there.
+
+    Root may use anybody's, as in a container whose volume belongs to a user of the host.
+    """
+    if not hasattr(os, "getuid") or os.getuid() == 0:
+        return
+    try:
+        owner = os.stat(root).st_uid
+    except OSError:
+        return  # not there yet, or named by what opens it
+    if owner not in (os.getuid(), 0):
+        raise FileAccessError(
+            f"the cache folder {root} belongs to another user (id {owner}), who could change what "
+            "is prepared there; give a folder of your own as cache_dir"
+        )
 
 
 def content_hash(content: Any) -> str:
@@ -57,7 +83,8 @@ def locked(entry: Path) -> Iterator[None]:
         OSError: The cache is not writable.
     """
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
+        entry.parent.parent.mkdir(parents=True, exist_ok=True)
+        entry.parent.mkdir(mode=0o700, exist_ok=True)
         lock = FileLock(entry.with_name(f"{entry.name}.lock"))
         try:
             lock.acquire(timeout=0)
@@ -106,8 +133,11 @@ def cached_tokenizer(
     """
 
     def make() -> None:
-        temporary = folder.with_name(f".{folder.name}.writing")
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
+        for left in folder.parent.glob(f".{folder.name}.writing*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed here
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{folder.name}.writing-"
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
         train().save_pretrained(temporary)
         temporary.rename(folder)
 
@@ -117,8 +147,8 @@ def cached_tokenizer(
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file that is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as stream:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with open(temporary, "x", encoding="utf-8") as stream:  # follows no link
         json.dump(content, stream, indent=1, sort_keys=True)
         stream.write("\n")
         stream.flush()

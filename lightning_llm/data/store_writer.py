@@ -23,7 +23,7 @@ from lightning_llm.errors import (
     ExistingFileError,
     InvalidTypeError,
     InvalidValueError,
-    NotSavedError,
+    not_saved,
 )
 
 _BUFFER_BYTES = 4 << 20
@@ -219,7 +219,7 @@ class TokenStoreWriter:
         except OSError as error:
             free = shutil.disk_usage(self._folder).free
             problem = f"{error.strerror} ({len(data)} bytes to write, {free} free)"
-            raise NotSavedError(error.errno, problem, str(self.path)) from error
+            raise not_saved(error.errno or 0, problem, str(self.path)) from error
 
     def close(self) -> None:
         """Publish the store under ``path``.

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_llm.errors import InvalidTypeError, UnsupportedError
+from lightning_llm.plugins.io.atomic import AtomicCheckpointIO
 from lightning_llm.plugins.io.sealed_file import local_path, read_checkpoint
 from lightning_llm.plugins.io.sharded import ShardedCheckpoint, weight_key
 from lightning_llm.plugins.io.sharded_save import save_sharded
@@ -92,6 +93,8 @@ class ShardedCheckpoints(ModelParallelStrategy):
             Strategy.save_checkpoint(self, checkpoint, path)
             self.barrier("save_checkpoint")
             return
+        if isinstance(self.checkpoint_io, AtomicCheckpointIO):
+            self.checkpoint_io.saves_to(path)
         weights = checkpoint.pop("state_dict")
         tensors = {weight_key(k): v.detach() for k, v in weights.items() if isinstance(v, Tensor)}
         plain = {**checkpoint}

@@ -103,3 +103,23 @@ def test_a_damaged_cache_says_what_to_delete(tmp_path):
         build()
     shutil.rmtree(path.parent)
     assert build() == path
+
+
+def test_a_cache_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    os.chown(tmp_path, 4321, -1)
+    assert cache.cache_root(tmp_path) == tmp_path  # root may use anybody's
+    monkeypatch.setattr(os, "getuid", lambda: 1234)
+    with pytest.raises(PermissionError, match=r"another user \(id 4321\).*cache_dir"):
+        cache.cache_root(tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    assert cache.cache_root(tmp_path) == tmp_path
+
+
+def test_a_new_cache_is_private(tmp_path: Path) -> None:
+    entry = cache.cache_root(tmp_path / "new" / "cache") / "entry"
+    with cache.locked(entry):
+        assert entry.parent.stat().st_mode & 0o777 == 0o700

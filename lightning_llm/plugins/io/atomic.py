@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
@@ -40,6 +41,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def __init__(self, asynchronous: bool = False) -> None:
         self.asynchronous = asynchronous
         self._swept: set[Path] = set()
+        self._saved_in: set[Path] = set()  # folders, without links
         self.background = BackgroundSave()
 
     @override
@@ -58,6 +60,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 "takes none"
             )
         target = local_path(path)
+        self.saves_to(target)
         self.background.wait()
         self._sweep(target.parent)
         if not self.asynchronous:
@@ -91,16 +94,46 @@ class AtomicCheckpointIO(CheckpointIO):
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint, after the save under way if there is one; a missing one is fine."""
+        """Delete a checkpoint, after the save under way if there is one; a missing one is fine.
+
+        ``ModelCheckpoint`` takes the names of what it deletes from the checkpoint that a run
+        resumes from, and that may be somebody else's file. So only checkpoints are deleted, and
+        only below the folders that this run saves to; what is left is named in a warning.
+        """
         target = local_path(path)
 
         def remove() -> None:
+            reason = self._reason_to_keep(target)
+            if reason is not None:
+                rank_zero_warn(f"{path} is not deleted: {reason}")
+                return
             if target.is_dir() and not target.is_symlink():
                 remove_folder(target)
             else:
                 target.unlink(missing_ok=True)
 
         self.background.after(remove)
+
+    def saves_to(self, path: Path) -> None:
+        """Note that this run saves a checkpoint under ``path``."""
+        self._saved_in.add(path.parent.resolve())
+
+    def _reason_to_keep(self, target: Path) -> str | None:
+        """Why a path is not one to delete; None for a checkpoint of this run, or nothing at all."""
+        if not os.path.lexists(target):
+            return None
+        if ".." in target.parts:
+            return "its path leads through '..'"
+        folder = target.parent.resolve()
+        if self._saved_in and not self._saved_in & {folder, *folder.parents}:
+            return "it lies outside of the folders that this run saves to"
+        if target.is_symlink():
+            return None  # the link goes, and what it points to stays
+        if target.is_dir():
+            return None if is_sharded(target) else "it is a folder without a checkpoint"
+        with target.open("rb") as file:
+            is_archive = file.read(2) == b"PK"  # as torch.save begins
+        return None if is_archive else "it is no checkpoint file"
 
     def raise_failure(self) -> None:
         """Raise the error of a save in the thread, once; costs nothing when there is none."""

@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO, NoReturn, cast
 import torch
 from torch import Tensor
 
-from lightning_llm.errors import NotSavedError
+from lightning_llm.errors import NotSavedError, not_saved
 from lightning_llm.plugins.io.sealed_file import SealingWriter
 
 try:
@@ -136,7 +136,7 @@ def _explain(cause: OSError, path: Path, checkpoint: Any) -> NoReturn:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     needed, free = _bytes_of(checkpoint), shutil.disk_usage(folder).free
-    raise NotSavedError(
+    raise not_saved(
         cause.errno or errno.EIO,
         f"checkpoint {path} was not saved: {cause.strerror or cause}; it needs {needed:,} bytes, "
         f"{free:,} are free in {folder}. Files saved before are untouched",

@@ -10,9 +10,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import torch
 from faults import become_nobody, forks, in_child, kill_after, limit_file_size
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from lightning_llm.plugins import AtomicCheckpointIO
 from lightning_llm.plugins.io import DamagedCheckpointError, durable, verify_checkpoint
@@ -151,7 +154,7 @@ def test_a_folder_without_permission_raises(path: Path) -> None:
 
     status, error = in_child(save)
     assert status == 1
-    assert re.search(rf"PermissionError.*{re.escape(str(path))} was not saved: Permission", error)
+    assert re.search(rf"FileAccessError.*{re.escape(str(path))} was not saved: Permission", error)
     path.parent.chmod(0o755)
     assert step_in(path) == 1
 
@@ -251,9 +254,79 @@ def test_missing_file_and_storage_options(tmp_path: Path) -> None:
 def test_remove(path: Path) -> None:
     AtomicCheckpointIO().remove_checkpoint(path)
     AtomicCheckpointIO().remove_checkpoint(path)
-    (path.parent / "folder.ckpt" / "shards").mkdir(parents=True)
-    AtomicCheckpointIO().remove_checkpoint(path.parent / "folder.ckpt")
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "outside", "dots", "through a link"])
+def test_what_a_checkpoint_names_is_not_deleted(tmp_path: Path, kind: str) -> None:
+    """A run takes the paths of what it deletes from the checkpoint that it resumes from."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    other.mkdir()
+    io = AtomicCheckpointIO()
+    io.save_checkpoint(OLD, run / "new.ckpt")
+    io.save_checkpoint(OLD, other / "theirs.ckpt")
+    io = AtomicCheckpointIO()
+    io.save_checkpoint(OLD, run / "new.ckpt")
+    (run / "notes.ckpt").write_text("not a checkpoint")
+    (run / "folder").mkdir()
+    (run / "link").symlink_to(other)
+    doomed, message = {
+        "file": (run / "notes.ckpt", "no checkpoint file"),
+        "folder": (run / "folder", "a folder without a checkpoint"),
+        "outside": (other / "theirs.ckpt", "outside of the folders that this run saves to"),
+        "dots": (run / ".." / "other" / "theirs.ckpt", "leads through"),
+        "through a link": (run / "link" / "theirs.ckpt", "outside of the folders"),
+    }[kind]
+    with pytest.warns(UserWarning, match=f"is not deleted: .*{message}"):
+        io.remove_checkpoint(doomed)
+    assert doomed.exists()
+    io.remove_checkpoint(run / "new.ckpt")
+    assert not (run / "new.ckpt").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_resumed_run_deletes_nothing_that_its_checkpoint_names(tmp_path: Path) -> None:
+    module, run = Net(), tmp_path / "run"
+
+    def trainer(steps: int) -> L.Trainer:
+        best = ModelCheckpoint(run, monitor="loss", every_n_train_steps=1, save_top_k=1)
+        return L.Trainer(
+            max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[best], plugins=[AtomicCheckpointIO()],
+        )  # fmt: skip
+
+    trainer(1).fit(module, DataLoader(torch.ones(4, 1)))
+    [saved] = run.glob("*.ckpt")
+    victim = tmp_path / "precious.ckpt"
+    victim.write_bytes(saved.read_bytes())
+    checkpoint = torch.load(saved, weights_only=True)
+    named = f"{run}/../precious.ckpt"
+    for state in checkpoint["callbacks"].values():
+        if "best_k_models" in state:
+            worst = torch.tensor(1e9)
+            state |= {"best_k_models": {named: worst}, "kth_best_model_path": named}
+            state |= {"kth_value": worst, "best_model_path": named, "best_model_score": worst}
+    torch.save(checkpoint, tmp_path / "evil.ckpt")
+    with pytest.warns(UserWarning, match=r"precious\.ckpt is not deleted"):
+        trainer(2).fit(module, DataLoader(torch.ones(4, 1)), ckpt_path=tmp_path / "evil.ckpt")
+    assert victim.exists()
+
+
+class Net(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.layer(batch).square().mean()
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize("size", [1, 7, 22, 23, 1000])
