@@ -47,8 +47,8 @@ _LEAVE_OUT = (
     'errors="skip".'
 )
 
-# What, remedy, suffixes. Suffixes that text has as well (.dat, .log, .model, .obj, .ts) are not
-# here: the content decides about them.
+# What, remedy, suffixes. Suffixes that text has as well (.dat, .key, .model, .nc, .obj, .ts) are
+# not here: the content decides about them.
 _GROUPS = (
     (
         "an archive",
@@ -65,14 +65,14 @@ _GROUPS = (
         "a formatted document",
         _EXTRACT,
         ".pdf .doc .docx .docm .odt .rtf .xls .xlsx .xlsm .xlsb .ods .ppt .pptx .odp .epub .mobi "
-        ".azw .azw3 .djvu .pages .numbers .key .msg .pst",
+        ".azw .azw3 .djvu .pst",
     ),
     ("a database", _EXPORT, ".sqlite .sqlite3 .db .db3 .mdb .accdb .duckdb .lmdb .rocksdb"),
     (
         "a table in a binary format",
         _EXPORT,
-        ".arrow .feather .ipc .orc .avro .h5 .hdf5 .hdf .nc .zarr .msgpack .tfrecord .tfrecords "
-        ".protobuf .dta .sav .sas7bdat .rds .rdata .mat",
+        ".arrow .feather .ipc .orc .avro .h5 .hdf5 .hdf .msgpack .tfrecord .tfrecords .dta "
+        ".sav .sas7bdat .rds .rdata .mat",
     ),
     (
         "a file of arrays, objects or weights",
@@ -95,7 +95,7 @@ _GROUPS = (
     (
         "a compiled program",
         _LEAVE_OUT,
-        ".exe .dll .so .dylib .o .a .lib .pyc .pyo .pyd .class .dex .wasm .beam .elc",
+        ".exe .dll .so .dylib .o .a .pyc .pyo .pyd .class .dex .wasm .beam .elc",
     ),
 )
 _BY_SUFFIX = {
