@@ -3,8 +3,8 @@
 A recipe is somebody's file. jsonargparse calls whatever a ``class_path`` resolves to, and torch,
 lightning and transformers hold many functions that run a file, fetch one, or start a process. So
 each object is looked at when its path is resolved, before anything is called: it must be a class
-of a kind that a run is made of, a factory of this package, or lie in a package that the user named
-with ``--allow_import``.
+of a kind that a run is made of, a factory of this package, a dtype, or lie in a package that the
+user named with ``--allow_import``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
+
+import torch
 
 # Classmethods of this package that build a module or a configuration from what the recipe names.
 _FACTORIES = ("from_pretrained", "from_preset", "from_scale")
@@ -47,7 +49,7 @@ def check_kind(path: str, found: Any) -> None:
         if issubclass(found, _kinds()) or _is_plain_data(found):
             return
         what = f"the class {path}"
-    elif _is_own_factory(found):
+    elif _is_own_factory(found) or isinstance(found, torch.dtype):
         return
     elif inspect.ismodule(found):
         what = f"the module {path}"
