@@ -18,6 +18,7 @@ from lightning_llm.cli import RECIPE_COMMANDS
 from lightning_llm.cli.evaluation_data import take_checkpoint_tokenizer
 from lightning_llm.cli.interruption import interruptions, tell_how_to_continue
 from lightning_llm.cli.kept_log import LogOfRun, keep_rows
+from lightning_llm.cli.named_overrides import with_named_overrides
 from lightning_llm.cli.parse_errors import check_strategy
 from lightning_llm.cli.predictions import write_predictions
 from lightning_llm.cli.recipe import (
@@ -146,6 +147,7 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse the given arguments; `sys.argv` plays no part."""
+        args = with_named_overrides(args, parser.parse_args, parser.dump)
         self.config = parser.parse_args(args)
         seed = self.config.get("seed_everything")
         # With `true`, every start draws another.
