@@ -65,14 +65,18 @@ def test_later_tokens_change_nothing_before_them(model: Transformer) -> None:
 
 @torch.no_grad()
 def test_documents_are_isolated(model: Transformer) -> None:
-    """Other tokens in document 5 leave documents 2 and 9 of the same row bit-equal."""
+    """Other tokens in document 5 leave documents 2 and 9 of the same row bit-equal.
+
+    Experts get other numbers of tokens, and a product of other rows may sum in another order.
+    """
     ids = inputs()
     changed = ids.clone()
     changed[0, :4] = (ids[0, :4] + 1) % BASE["vocab_size"]
     before = model(ids, document_ids=DOCUMENTS)
     after = model(changed, document_ids=DOCUMENTS)
-    assert torch.equal(before[0, 4:], after[0, 4:])
-    assert torch.equal(before[1], after[1])
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if model.config.n_experts else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(before[0, 4:], after[0, 4:], **tolerance)
+    torch.testing.assert_close(before[1], after[1], **tolerance)
     assert not torch.allclose(before[0, :4], after[0, :4])
 
 
