@@ -150,10 +150,10 @@ def test_what_a_run_is_made_of_is_allowed() -> None:
         CausalLM, HFCausalLM, TextDataModule, TokenizerSpec, TransformerConfig, MixedPrecision,
         torch.optim.SGD, torch.optim.lr_scheduler.CosineAnnealingLR, L.callbacks.ModelCheckpoint,
         L.loggers.CSVLogger, L.strategies.DDPStrategy, L.profilers.SimpleProfiler,
-        CausalLM.from_pretrained, TransformerConfig.from_preset,
+        CausalLM.from_pretrained, TransformerConfig.from_preset, torch.float32,
     ):  # fmt: skip
         check_kind("a.path", found)
-    for found in (CausalLM.load_from_checkpoint, torch, torch.float32, print, dict):
+    for found in (CausalLM.load_from_checkpoint, torch, torch.strided, print, dict):
         with pytest.raises(KindError, match=r"A recipe may not name .*--allow_import a\.path"):
             check_kind("a.path", found)
     trust(["a"])
