@@ -359,12 +359,20 @@ class TokenLossModule(L.LightningModule):
         if total is None:
             raise InvalidValueError(
                 f"{type(waiting[0]).__name__} needs the length of the run: set trainer.max_steps, "
-                f"trainer.max_epochs, the model's max_tokens, or the schedule's max_steps"
+                f"trainer.max_epochs (where the dataloader has a length), the model's max_tokens, "
+                "or the schedule's max_steps"
             )
         if any(isinstance(callback, Timer) for callback in trainer.callbacks):  # type: ignore
             rank_zero_warn(
                 f"{type(waiting[0]).__name__} is planned for {total:,} steps; max_time may end the "
                 "run before its rate has come down, since a time is no number of steps"
+            )
+        if math.isinf(trainer.num_training_batches) and trainer.max_epochs not in (None, -1):
+            rank_zero_warn(
+                f"{type(waiting[0]).__name__} is planned for {total:,} steps; "
+                f"max_epochs={trainer.max_epochs} may end the run before its rate has come down, "
+                "since the length of the training dataloader is not known: set max_steps or "
+                "max_tokens to what the epochs hold, or give the dataset a __len__"
             )
         for scheduler in waiting:
             scheduler.set_total_steps(total)  # type: ignore[attr-defined]

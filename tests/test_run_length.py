@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,9 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_llm.errors import InvalidValueError
 from lightning_llm.module import CausalLM
 from lightning_llm.optim import AdamW, WarmupCosine
 
@@ -39,6 +41,7 @@ def run(max_tokens: int | None = None, **options: Any) -> tuple[list[float], int
         optimizer=partial(AdamW, lr=1.0e-3),
         lr_scheduler=partial(WarmupCosine, warmup_steps=2, min_lr_ratio=0.0),
     )
+    data = options.pop("data", None) or rows()
     callbacks = [*options.pop("callbacks", []), Rates()]
     trainer = L.Trainer(
         accelerator="cpu",
@@ -49,7 +52,7 @@ def run(max_tokens: int | None = None, **options: Any) -> tuple[list[float], int
         callbacks=callbacks,
         **options,
     )
-    trainer.fit(module, DataLoader(rows(), batch_size=1))
+    trainer.fit(module, DataLoader(data, batch_size=1))
     rates.append(trainer.optimizers[0].param_groups[0]["lr"])
     [config] = trainer.lr_scheduler_configs
     return rates, trainer.global_step, config.scheduler.total_steps
@@ -99,3 +102,17 @@ def test_tokens_are_reached_in_no_more_steps_than_needed() -> None:
 def test_a_time_is_no_number_of_steps() -> None:
     with pytest.warns(UserWarning, match="planned for 4 steps; max_time may end the run before"):
         run(max_steps=4, max_epochs=-1, max_time="00:01:00:00")
+
+
+class Endless(IterableDataset[dict[str, torch.Tensor]]):
+    """Rows whose number nobody knows beforehand."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter(rows())
+
+
+def test_epochs_of_unknown_length_may_end_a_schedule_early() -> None:
+    with pytest.warns(UserWarning, match=r"planned for 50 steps; max_epochs=2 may end the run"):
+        run(data=Endless(), max_epochs=2, max_steps=50)
+    with pytest.raises(InvalidValueError, match=r"max_epochs \(where the dataloader has a length"):
+        run(data=Endless(), max_epochs=2)

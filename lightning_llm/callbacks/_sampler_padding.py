@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import BatchSampler, DistributedSampler
 
 # A subclass with an order of its own may well not repeat anything.
@@ -46,19 +47,37 @@ def loader_padding(loader: Any) -> LoaderPadding | None:
     batch_sampler = getattr(loader, "batch_sampler", None)
     if batch_sampler is None:  # automatic batching is off: a batch is a sample
         sampler, batch_size = getattr(loader, "sampler", None), 1
-    elif type(batch_sampler) is BatchSampler:
+    elif type(batch_sampler).__iter__ is BatchSampler.__iter__:  # subclasses that only add to it
         sampler, batch_size = batch_sampler.sampler, batch_sampler.batch_size
     else:
+        _warn_of_repetitions(batch_sampler)
         return None
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+    if not _repeats(sampler):
         return None
     if type(sampler).__iter__ not in _PADDING_ORDERS:
         return None
     size = len(sampler.dataset)  # type: ignore[arg-type]
-    if sampler.total_size == size:
-        return None
     last_position = (sampler.num_samples - 1) * sampler.num_replicas + sampler.rank
     return LoaderPadding(batch_size, sampler.num_samples, last_position >= size)
+
+
+def _repeats(sampler: Any) -> bool:
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return False
+    return sampler.total_size > len(sampler.dataset)  # type: ignore[arg-type]
+
+
+def _warn_of_repetitions(batch_sampler: Any) -> None:
+    """Where batches are put together in an order of their own, no row is known to be repeated."""
+    sampler = getattr(batch_sampler, "sampler", None)
+    if _repeats(sampler):
+        repeated = sampler.total_size - len(sampler.dataset)
+        rank_zero_warn(
+            f"the evaluation counts {repeated} of {len(sampler.dataset)} rows twice: "
+            f"DistributedSampler repeats them to give all ranks equally many, and "
+            f"{type(batch_sampler).__name__} has an order of its own, in which they cannot be "
+            "found. Evaluate on one device, or let the number of rows be a multiple of the ranks"
+        )
 
 
 def evaluation_loaders(trainer: Trainer) -> list[Any]:
