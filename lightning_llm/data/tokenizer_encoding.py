@@ -176,29 +176,27 @@ def _without_prefix(backend: Tokenizer) -> Tokenizer:
 
 
 def _drop_prefix(content: dict[str, Any]) -> bool:
-    """Change the parts of a tokenizer that put a space before each text; tell if there were any."""
+    """Change the parts of a tokenizer that put a space before each text; tell if there were any.
+
+    What puts one before each word, or after each added token, stays as it is.
+    """
+    if not all(token["special"] for token in content["added_tokens"]):
+        return False
     found = False
-    for name in ("normalizer", "pre_tokenizer"):
-        step = content[name]
-        if step is None:
-            continue
-        is_sequence = step["type"] == "Sequence"
-        steps = (
-            step["normalizers" if name == "normalizer" else "pretokenizers"]
-            if is_sequence
-            else [step]
-        )
-        for one in list(steps):
-            if one["type"] == "Metaspace" and one["prepend_scheme"] != "never":
-                one["prepend_scheme"], found = "never", True
-            elif name == "pre_tokenizer" and one.get("add_prefix_space"):
-                one["add_prefix_space"], found = False, True
-            elif one["type"] == "Prepend":
-                found = True
-                if is_sequence:
-                    steps.remove(one)
-                else:
-                    content[name] = None
+    normalizer = content["normalizer"] or {}
+    if normalizer.get("type") == "Prepend":
+        content["normalizer"], found = None, True
+    steps = normalizer.get("normalizers", [])
+    kept = [step for step in steps if step["type"] != "Prepend"]
+    if len(kept) < len(steps):
+        normalizer["normalizers"], found = kept, True
+    first = content["pre_tokenizer"] or {}
+    if first.get("type") == "Sequence":
+        first = next(iter(first["pretokenizers"]), {})
+    if first.get("type") == "Metaspace" and first["prepend_scheme"] != "never":
+        first["prepend_scheme"], found = "never", True
+    if first.get("type") == "ByteLevel" and first["add_prefix_space"]:
+        first["add_prefix_space"], found = False, True
     return found
 
 
