@@ -35,9 +35,7 @@ def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM | H
             ``device`` is unknown.
     """
     target = _device(device)
-    path = local_path(path)
-    if not path.exists():
-        raise MissingFileError(f"checkpoint {path}: no such file or folder")
+    path = model_of_run(local_path(path))
     if is_sharded(path):
         # Weights alone, one tensor at a time; optimizer states stay on the disk.
         module = _from_contents(read_sharded(path, optimizers=False), path)
@@ -46,6 +44,32 @@ def load_trained(path: str | Path, *, device: str | None = None) -> CausalLM | H
     else:
         module = _from_contents(read_checkpoint(path, mmap=True), path)
     return module.to(target).eval()
+
+
+def model_of_run(path: Path, *, exported: bool = True) -> Path:
+    """Return the model in the folder of a run, any other path as it is.
+
+    Args:
+        path: A checkpoint, a model folder, or the folder of a run.
+        exported: Take the run's export, if there is one, before its checkpoints.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+    """
+    from lightning_llm.cli.resume import look_into, say
+
+    if not path.exists():
+        raise MissingFileError(f"checkpoint {path}: no such file or folder")
+    if not path.is_dir() or is_sharded(path) or (path / "config.json").exists():
+        return path
+    exports = [file.parent for file in sorted(path.glob("*/config.json"))] if exported else []
+    files = {file.resolve() for file in path.rglob("*.ckpt") if file.exists()}
+    saved = [one for one in map(look_into, files) if CHECKPOINT_KEY in one.contents]
+    newest = max(saved, key=lambda one: (one.step, one.path.stat().st_mtime_ns), default=None)
+    found = exports[0] if exports else newest.path if newest is not None else path
+    if found != path:
+        say(f"loading {found}")
+    return found
 
 
 def _from_contents(checkpoint: dict[str, Any], path: Path) -> CausalLM | HFCausalLM:

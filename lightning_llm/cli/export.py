@@ -43,13 +43,13 @@ def run_export(arguments: Sequence[str]) -> int:
     """Write the model so that `transformers` loads it, and check what was written."""
     options = export_parser().parse_args(list(arguments))
     # After the arguments: --help and a misspelt option need no torch.
-    from lightning_llm.cli.checkpoint import load_trained
+    from lightning_llm.cli.checkpoint import load_trained, model_of_run
     from lightning_llm.language import CHECKPOINT_KEY
     from lightning_llm.module import CausalLM
     from lightning_llm.plugins.io.sealed_file import local_path
     from lightning_llm.plugins.io.sharded import ShardedCheckpoint, is_sharded
 
-    path = local_path(options.checkpoint)
+    path = model_of_run(local_path(options.checkpoint), exported=False)
     if options.check_logits is not True and is_sharded(path):
         source = ShardedCheckpoint(path)
         if "config" in source.plain.get(CHECKPOINT_KEY, {}):  # of a network of our own

@@ -14,7 +14,11 @@ def generate_parser() -> Any:
     """Return the parser of the command."""
     parser = command_parser("generate", "Continue prompts with a trained model.")
     add = parser.add_argument
-    add("--checkpoint", required=True, help="A .ckpt file, or a Hugging Face model directory.")
+    add(
+        "--checkpoint",
+        required=True,
+        help="A .ckpt file, a Hugging Face model directory, or a run.",
+    )
     add("--prompt", action="append", required=True, help="Text to continue; may be repeated.")
     add("--max_new_tokens", type=int, default=128)
     add(

@@ -85,6 +85,22 @@ def test_predict_takes_the_files_that_are_named(
     assert len(output.read_text().splitlines()) > 1
 
 
+def test_the_folder_of_a_run_stands_for_its_model(
+    tmp_path: Path, text_run: tuple[Path, list[str]], capsys: Any
+) -> None:
+    run = text_run[0].parents[1]
+    prompt = ["--prompt", "the cat", "--max_new_tokens", "4", "--temperature", "0"]
+    assert main(["generate", "--checkpoint", str(text_run[0]), *prompt]) == 0
+    wanted = capsys.readouterr().out
+    assert main(["generate", "--checkpoint", str(run), *prompt]) == 0
+    assert capsys.readouterr().out == wanted
+    assert main(["export", "--checkpoint", str(run), "--output", str(tmp_path / "run" / "hf")]) == 0
+    assert main(["generate", "--checkpoint", str(tmp_path / "run"), *prompt]) == 0
+    output, errors = capsys.readouterr()
+    assert output == wanted
+    assert f"loading {tmp_path / 'run' / 'hf'}" in errors
+
+
 def test_in_python_the_checkpoint_stands_for_its_tokenizer(
     tmp_path: Path, text_run: tuple[Path, list[str]]
 ) -> None:
