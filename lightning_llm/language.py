@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lightning_llm.batches import IGNORE_INDEX, describe, targets_of
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.generation.ends import of_another_vocabulary, same_ends, text_ends
+from lightning_llm.learning_rate import LearningRate, leave_out_finders, rate_of
 from lightning_llm.losses import (
     BackendName,
     linear_cross_entropy,
@@ -31,7 +32,7 @@ from lightning_llm.runtime.hyperparameters import (
     arguments_to_rebuild,
     notes_of,
 )
-from lightning_llm.runtime.lightning_api import on_the_class_only
+from lightning_llm.runtime.lightning_api import on_the_class_only, undoes_search
 from lightning_llm.steps import TokenLossModule
 
 CHECKPOINT_KEY = "lightning_llm"
@@ -160,6 +161,43 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
             "backend": self.loss_backend if self.training else "chunked",
         }
 
+    @property
+    def lr(self) -> Any:
+        """The learning rate: of the optimizer, or what was assigned in its place.
+
+        Assign before ``fit`` to train at another rate than the optimizer's own; groups with rates
+        of their own keep their proportion to it. Lightning's `LearningRateFinder` and
+        ``Tuner.lr_find`` assign what they suggest.
+        """
+        rate = self._rate
+        if rate.shown is not None:
+            return rate.shown
+        return rate_of(self.optimizer or AdamW)
+
+    @lr.setter
+    def lr(self, value: Any) -> None:
+        self._rate.assign(self, value)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The same as `lr`, for `attr_name="learning_rate"`."""
+        return self.lr
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self.lr = value
+
+    @property
+    def _rate(self) -> LearningRate:
+        # Subclasses may assign before they call the constructor.
+        rate: LearningRate = self.__dict__.setdefault("_learning_rate", LearningRate())
+        return rate
+
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> int | None:
+        """Train from the first batch on at the rate that was found."""
+        self._rate.batch_started()
+        return super().on_train_batch_start(batch, batch_idx)
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer on decay groups, and the schedule on the optimizer."""
         optimizer = (self.optimizer or AdamW)(parameter_groups(self.model))
@@ -168,6 +206,7 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
                 f"optimizer={_name_of(self.optimizer)} returned {describe(optimizer)}; it must "
                 "take the parameters and return a torch.optim.Optimizer"
             )
+        self._rate.apply_to(optimizer, self.hparams, self.hparams_initial)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -306,6 +345,10 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
                 is named.
         """
         super().on_load_checkpoint(checkpoint)
+        self._rate.restored()
+        if checkpoint.get("optimizer_states") and self._trainer is not None:
+            if self._trainer.training and not undoes_search(self._trainer):
+                leave_out_finders(self._trainer)
         saved = checkpoint.get(CHECKPOINT_KEY)
         if saved is None:
             return

@@ -38,6 +38,7 @@ from lightning_llm.callbacks._sampler_padding import (
     loader_padding,
 )
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
+from lightning_llm.learning_rate import is_search
 from lightning_llm.runtime.accumulation import follow_accumulation_schedule
 
 _SUMS_KEY = "train_sums_since_log_point"  # in checkpoints: step, NLL in nats, targets
@@ -56,6 +57,7 @@ class TokenLossModule(L.LightningModule):
             raise InvalidValueError(f"max_tokens={max_tokens} must be positive")
         self.max_tokens = max_tokens
         self._run_length_known = False
+        self._told: list[Any] = []  # schedules that follow the length of the run
         self._window_tokens: list[Tensor] = []  # targets of micro-batches since the last step
         self._train_nll, self._train_tokens = LazySum(), LazySum()  # since the last log point
         self._grad_norm: Tensor | None = None
@@ -230,7 +232,16 @@ class TokenLossModule(L.LightningModule):
             checkpoint[_SUMS_KEY] = [step, float(nll), float(tokens)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember it; weights alone, loaded into a new run, do not continue a log."""
+        """Remember it; weights alone, loaded into a new run, do not continue a log.
+
+        Lightning's `LearningRateFinder` and `BatchSizeFinder` train for some steps, and then load
+        a checkpoint to undo them: their sums and their length are not those of the run.
+        """
+        self._run_length_known = False
+        self._window_tokens.clear()
+        self._train_nll.clear()
+        self._train_tokens.clear()
+        self._grad_norm = None
         self._restored_sums = checkpoint.get(_SUMS_KEY)
 
     def _continue_sums(self) -> None:
@@ -345,6 +356,8 @@ class TokenLossModule(L.LightningModule):
 
     def _settle_run_length(self, batch: Mapping[str, Tensor]) -> None:
         trainer = self.trainer
+        if is_search(trainer):  # of a learning rate: it has a length and a schedule of its own
+            return
         if self.max_tokens is not None:
             per_batch = batch["input_ids"].numel() * self._data_parallel_size()
             steps = steps_for_batches(trainer, math.ceil(self.max_tokens / per_batch))
@@ -352,7 +365,12 @@ class TokenLossModule(L.LightningModule):
                 steps = min(steps, trainer.max_steps)
             trainer.fit_loop.epoch_loop.max_steps = steps
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        waiting = [s for s in schedulers if getattr(s, "needs_total_steps", False)]
+        waiting = [
+            s
+            for s in schedulers
+            if getattr(s, "needs_total_steps", False) or any(s is told for told in self._told)
+        ]
+        self._told = waiting
         if not waiting:
             return
         total = total_steps(trainer)

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
 from lightning_llm.errors import InvalidValueError
+from lightning_llm.runtime.lightning_api import undoes_search
 from lightning_llm.runtime.torch_api import (
     is_schedule_of_torch,
     parts_of_schedule,
@@ -80,8 +81,11 @@ class OptimizerSettings(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note that a checkpoint is loaded, with or without settings that this class wrote."""
-        self._restored = True
+        """Note that a checkpoint is loaded, with or without settings that this class wrote.
+
+        Lightning's finders load one too, to undo their search: that is no resumed run.
+        """
+        self._restored = self._restored or not undoes_search(trainer)
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -94,6 +94,11 @@ class TokenLoader:
         self.batch_sampler = SimpleNamespace(sampler=SimpleNamespace(set_epoch=self.set_epoch))
 
     @property
+    def dataset(self) -> Rows:
+        """The rows, under the name by which Lightning looks for the length of the data."""
+        return self.rows
+
+    @property
     def samples_per_step(self) -> int:
         """Samples of one micro-step over all ranks (G)."""
         return self.micro_batch_size * self.world_size

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_llm.data.cache import content_hash
 from lightning_llm.data.corpus import Part
@@ -65,8 +67,8 @@ class PreparedDataModule(PlainHyperparameters, pl.LightningDataModule):
             arguments = {**arguments, "tokenizer": asdict(prepared.tokenizer_spec)}
         self.save_own_hyperparameters(plain(arguments))
         self.seq_len: int = arguments["seq_len"]
-        self.micro_batch_size: int = arguments["micro_batch_size"]
-        self.val_micro_batch_size: int = arguments["val_micro_batch_size"] or self.micro_batch_size
+        self._micro_batch_size: int = arguments["micro_batch_size"]
+        self._val_micro_batch_size: int | None = arguments["val_micro_batch_size"]
         self.drop_last: bool = arguments["drop_last"]
         self.seed: int = arguments["seed"]
         self.num_workers: int = arguments["num_workers"]
@@ -97,6 +99,48 @@ class PreparedDataModule(PlainHyperparameters, pl.LightningDataModule):
     def token_byte_lengths(self) -> npt.NDArray[np.int64] | None:
         """UTF-8 bytes of text that each id stands for (V,); None where that is unknowable."""
         return token_byte_lengths(self.tokenizer)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows in a training batch of one rank; loaders made after a change have the new size."""
+        return self._micro_batch_size
+
+    @micro_batch_size.setter
+    def micro_batch_size(self, rows: int) -> None:
+        self._micro_batch_size = _rows_of_a_batch("micro_batch_size", rows)
+        self.hparams["micro_batch_size"] = rows
+
+    @property
+    def val_micro_batch_size(self) -> int:
+        """The same for validation, test and prediction; `micro_batch_size` where none was given."""
+        return self._val_micro_batch_size or self.micro_batch_size
+
+    @val_micro_batch_size.setter
+    def val_micro_batch_size(self, rows: int | None) -> None:
+        self._val_micro_batch_size = (
+            None if rows is None else _rows_of_a_batch("val_micro_batch_size", rows)
+        )
+        self.hparams["val_micro_batch_size"] = rows
+
+    @property
+    def batch_size(self) -> int:
+        """The batch size that Lightning's `BatchSizeFinder` changes.
+
+        It is `micro_batch_size`; where the trainer validates, tests or predicts without training,
+        it is `val_micro_batch_size`.
+        """
+        return self.val_micro_batch_size if self._only_evaluates() else self.micro_batch_size
+
+    @batch_size.setter
+    def batch_size(self, rows: int) -> None:
+        if self._only_evaluates():
+            self.val_micro_batch_size = rows
+        else:
+            self.micro_batch_size = rows
+
+    def _only_evaluates(self) -> bool:
+        trainer = self.trainer
+        return trainer is not None and trainer.state.fn not in (None, TrainerFn.FITTING)
 
     @property
     def train_store(self) -> TokenStore | None:
@@ -150,10 +194,12 @@ class PreparedDataModule(PlainHyperparameters, pl.LightningDataModule):
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         return self._loader("train", self.micro_batch_size, shuffle=not overfit)
 
-    def val_dataloader(self) -> TokenLoader | list[TokenLoader]:
-        """Return this rank's validation batches; an empty list without validation data."""
+    def val_dataloader(self) -> TokenLoader | list[TokenLoader] | CombinedLoader:
+        """Return this rank's validation batches; no loader without validation data."""
         self.setup()
-        return self._loader("val", self.val_micro_batch_size) if self.val_store else []
+        if self.val_store is None:
+            return [] if self._limit_val_batches is None else _no_loaders()
+        return self._loader("val", self.val_micro_batch_size)
 
     def test_dataloader(self) -> TokenLoader:
         """Return this rank's test batches.
@@ -199,3 +245,19 @@ class PreparedDataModule(PlainHyperparameters, pl.LightningDataModule):
             strict_resume=self.strict_resume,
             **place_of(self.trainer),
         )
+
+
+def _rows_of_a_batch(name: str, rows: Any) -> int:
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        raise InvalidValueError(f"{name}={rows!r} must be a whole number of rows, at least 1")
+    return rows
+
+
+def _no_loaders() -> CombinedLoader:
+    """What a trainer takes for no loader at all; an empty list is one of no length to it.
+
+    It asks for them, although nothing is to validate, where `BatchSizeFinder` sets its own limit.
+    """
+    none = CombinedLoader([], "sequential")
+    none.flattened = []
+    return none

@@ -47,3 +47,13 @@ def inside_accumulation_window(trainer: Trainer) -> bool:
 def steps_logged(trainer: Trainer) -> int:
     """Return the number under which loggers get the next training step."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def undoes_search(trainer: Trainer) -> bool:
+    """Whether the checkpoint being loaded is the one that Lightning's finders go back to.
+
+    `LearningRateFinder` and `BatchSizeFinder` save the start of a run, train for some steps, and
+    load it again. That is no resumed run.
+    """
+    name = os.path.basename(str(trainer.ckpt_path or ""))
+    return name.startswith((".lr_find_", ".scale_batch_size_"))

@@ -7,8 +7,9 @@ import inspect
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.tuner import batch_size_scaling, lr_finder
 
-from lightning_llm.runtime.lightning_api import on_the_class_only
+from lightning_llm.runtime.lightning_api import on_the_class_only, undoes_search
 
 
 def test_model_checkpoint_saves_by_these_methods() -> None:
@@ -36,3 +37,12 @@ def test_a_method_of_the_class_alone_says_so() -> None:
     assert Loaded.load() == "Loaded"
     with pytest.raises(TypeError, match="cannot be called on an instance"):
         Loaded().load()
+
+
+def test_finders_name_the_checkpoint_they_go_back_to() -> None:
+    assert 'f".lr_find_{uuid.uuid4()}.ckpt"' in inspect.getsource(lr_finder)
+    assert 'f".scale_batch_size_{uuid.uuid4()}.ckpt"' in inspect.getsource(batch_size_scaling)
+    trainer = Trainer(accelerator="cpu", logger=False)
+    assert not undoes_search(trainer)
+    trainer.ckpt_path = "runs/.lr_find_1.ckpt"
+    assert undoes_search(trainer)
