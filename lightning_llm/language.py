@@ -193,6 +193,11 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
         rate: LearningRate = self.__dict__.setdefault("_learning_rate", LearningRate())
         return rate
 
+    def on_fit_start(self) -> None:
+        """Put the rate in place that a finder may have found just before."""
+        super().on_fit_start()
+        self._rate.put_in_place()
+
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> int | None:
         """Train from the first batch on at the rate that was found."""
         self._rate.batch_started()
@@ -346,9 +351,10 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
         """
         super().on_load_checkpoint(checkpoint)
         self._rate.restored()
-        if checkpoint.get("optimizer_states") and self._trainer is not None:
-            if self._trainer.training and not undoes_search(self._trainer):
-                leave_out_finders(self._trainer)
+        trainer = self._trainer
+        is_resumed = trainer is not None and trainer.training and checkpoint.get("optimizer_states")
+        if trainer is not None and is_resumed and not undoes_search(trainer):
+            leave_out_finders(trainer)
         saved = checkpoint.get(CHECKPOINT_KEY)
         if saved is None:
             return

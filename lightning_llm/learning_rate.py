@@ -61,12 +61,16 @@ class LearningRate:
         self._due = []
 
     def batch_started(self) -> None:
-        """Put the rates in place once more: the finder has set all groups to one number."""
+        """From here on training is under way."""
         self.was_restored = False
         if self._due:
-            for optimizer, rates in self._due:
-                _set_rates(optimizer, rates)
-            self._due = []
+            self.put_in_place()
+
+    def put_in_place(self) -> None:
+        """Set the rates once more: the finder has given all groups one number."""
+        for optimizer, rates in self._due:
+            _set_rates(optimizer, rates)
+        self._due = []
 
     def apply_to(self, optimizer: Optimizer, hparams: Any, initial: Any) -> None:
         """Scale the groups of a new optimizer to the rate set by hand or search, if there is one.

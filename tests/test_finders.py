@@ -33,6 +33,7 @@ SCHEDULES: dict[str, Any] = {
 pytestmark = [
     pytest.mark.filterwarnings("ignore:When using .*accumulate_grad_batches"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
     # Lightning's finders step their schedule before the optimizer.
     pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*before"),
 ]
@@ -176,38 +177,29 @@ def test_search_has_a_length_of_its_own(tmp_path: Path) -> None:
     assert module.trainer.lr_scheduler_configs[0].scheduler.total_steps == 4
 
 
-def test_search_between_epochs(tmp_path: Path) -> None:
-    """As in Lightning's documentation: a search before epoch 1, and the logged loss is the run's."""
-
-    class Later(LearningRateFinder):
-        def on_fit_start(self, *_: Any) -> None:
-            return
-
-        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-            if trainer.current_epoch == 1:
-                self.lr_find(trainer, pl_module)
-
-    search, seen = Later(min_lr=1e-5, max_lr=0.1, num_training_steps=15), Rates()
-    module = model(schedule=SCHEDULES["torch"])
-    run = trainer(tmp_path, search, seen, max_steps=-1, max_epochs=2)
-    run.fit(module, rows(40))
-    assert run.global_step == len(seen.rates) == 40
-    rates = [group[0] for group in seen.rates]
-    assert rates[:20] == pytest.approx([1e-3 / (step + 1) for step in range(20)])
-    rate = suggested(search)
-    assert rates[20:] == pytest.approx([rate / (step + 1) for step in range(20, 40)])
-
-
-def test_resumed_run_keeps_its_rate(tmp_path: Path) -> None:
-    search, seen = finder(), Rates()
-    run = trainer(tmp_path, search)
+@pytest.mark.parametrize("settings_first", [True, False])
+def test_resumed_run_keeps_the_rate_that_was_found(settings_first: bool, tmp_path: Path) -> None:
+    search, seen, plain = finder(), Rates(), Rates()
+    callbacks = [OptimizerSettings(), search] if settings_first else [search, OptimizerSettings()]
+    run = trainer(tmp_path, *callbacks)
     run.fit(model(), rows())
-    run.save_checkpoint(tmp_path / "a.ckpt")
+    path = tmp_path / "a.ckpt"
+    run.save_checkpoint(path)
+    # The same recipe goes on at the rate found; one without the finder says its own.
     again = trainer(tmp_path, finder(), OptimizerSettings(), seen, max_steps=STEPS + 2)
-    again.fit(model(), rows(), ckpt_path=tmp_path / "a.ckpt")
-    assert again.global_step == STEPS + 2
+    again.fit(model(), rows(), ckpt_path=path)
+    own = trainer(tmp_path, OptimizerSettings(), plain, max_steps=STEPS + 2)
+    own.fit(model(), rows(), ckpt_path=path)
+    assert again.global_step == own.global_step == STEPS + 2
     assert seen.rates == [[suggested(search)] * 4] * 2
-    with pytest.raises(ValueError, match="BatchSizeFinder .* micro_batch_size"):
+    assert plain.rates == [[1e-3] * 4] * 2
+
+
+def test_no_batch_size_is_looked_for_in_a_resumed_run(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.fit(model(), text_data(tmp_path))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"BatchSizeFinder .* micro_batch_size"):
         trainer(tmp_path, BatchSizeFinder()).fit(
             model(), text_data(tmp_path), ckpt_path=tmp_path / "a.ckpt"
         )

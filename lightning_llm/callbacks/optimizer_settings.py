@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
@@ -69,6 +70,7 @@ class OptimizerSettings(L.Callback):
         self._schedules: list[dict[str, Any]] = []  # attributes of each schedule, as configured
         self._recorded: dict[str, Any] | None = None  # the same when the checkpoint was written
         self._restored = False
+        self._rate_is_found = False  # by a callback, hence not configured
         self._lengths: list[int | None] = []  # of the schedules, in the checkpoint
         self._changes: list[str] | None = None  # not yet told
 
@@ -76,6 +78,8 @@ class OptimizerSettings(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forget an earlier run."""
         self._recorded, self._restored, self._changes = None, False, None
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self._rate_is_found = any(isinstance(one, LearningRateFinder) for one in callbacks)
 
     @override
     def on_load_checkpoint(
@@ -103,6 +107,8 @@ class OptimizerSettings(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the configured settings in the place of the restored ones."""
         if not self._restored:
+            if self._rate_is_found:  # since `on_fit_start`, or before, as the callbacks are ordered
+                self.on_fit_start(trainer, pl_module)
             return
         changes: list[str] = []
         rates: list[dict[int, tuple[Any, Any]]] = []
@@ -204,7 +210,8 @@ class OptimizerSettings(L.Callback):
                     _add_state(optimizer, group, name)
             old_rate = _old_rate(group, before, schedulers)
             new_rate = _number(given.get("initial_lr", given.get("lr")))
-            if old_rate is not None and new_rate is not None and old_rate != new_rate:
+            has_changed = old_rate is not None and new_rate is not None and old_rate != new_rate
+            if has_changed and not self._rate_is_found:
                 rates[number] = old_rate, new_rate
                 if "initial_lr" in given:
                     _set(group, "initial_lr", given["initial_lr"])

@@ -198,7 +198,7 @@ class PreparedDataModule(PlainHyperparameters, pl.LightningDataModule):
         """Return this rank's validation batches; no loader without validation data."""
         self.setup()
         if self.val_store is None:
-            return [] if self._limit_val_batches is None else _no_loaders()
+            return [] if self._limit_val_batches is None else _NoLoaders()
         return self._loader("val", self.val_micro_batch_size)
 
     def test_dataloader(self) -> TokenLoader:
@@ -253,11 +253,20 @@ def _rows_of_a_batch(name: str, rows: Any) -> int:
     return rows
 
 
-def _no_loaders() -> CombinedLoader:
-    """What a trainer takes for no loader at all; an empty list is one of no length to it.
+class _NoLoaders(CombinedLoader):
+    """What a trainer takes for no loader at all; an empty list is a loader of no length to it.
 
-    It asks for them, although nothing is to validate, where `BatchSizeFinder` sets its own limit.
+    It asks for one, although nothing is to validate, where `BatchSizeFinder` sets its own limit.
     """
-    none = CombinedLoader([], "sequential")
-    none.flattened = []
-    return none
+
+    def __init__(self) -> None:
+        super().__init__([], "sequential")
+
+    @property
+    def flattened(self) -> list[Any]:
+        """None."""
+        return []
+
+    @flattened.setter
+    def flattened(self, flattened: list[Any]) -> None:
+        """Nothing to set."""
