@@ -28,9 +28,12 @@ _CHARTS: tuple[tuple[str, Callable[[str], bool]], ...] = (
 
 
 def charts_over_work(runs: Sequence[Run]) -> list[Chart]:
-    """Charts over tokens, where every run with a log counted them, else over steps."""
+    """Charts over tokens, where every run with a log counted them, else over steps.
+
+    A count that stands still, as of a run whose batches held nothing to count, is none.
+    """
     logged = [run for run in runs if run.series]
-    if all(run.series.get("tokens_seen") for run in logged):
+    if all(run.counted_tokens for run in logged):
         return _charts(runs, "tokens", Run.over_tokens)
     return _charts(runs, "step", Run.over_steps)
 

@@ -48,13 +48,21 @@ class Run:
     ending: Ending | None = None
     is_open: bool = False
 
+    @property
+    def counted_tokens(self) -> bool:
+        """Whether ``tokens_seen`` grew with the steps; a single row counts if it is above 0."""
+        points = self.series.get("tokens_seen", [])
+        counts = {count for _, count in points}
+        return len(counts) > 1 or (len({step for step, _ in points}) == 1 and max(counts) > 0)
+
     def over_steps(self, column: str) -> Points:
         """A column over optimizer steps."""
         return self.series.get(column, [])
 
     def over_tokens(self, column: str) -> Points:
         """A column over target tokens; no points where tokens were not counted."""
-        return _moved(self.series.get(column, []), self.series.get("tokens_seen", []))
+        clock = self.series.get("tokens_seen", []) if self.counted_tokens else []
+        return _moved(self.series.get(column, []), clock)
 
     def over_minutes(self, column: str) -> Points:
         """A column over minutes of training, summed from ``step_seconds``."""

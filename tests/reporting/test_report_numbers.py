@@ -225,3 +225,13 @@ def test_a_row_after_the_last_count_of_tokens_goes_on_at_the_same_rate() -> None
     tokens = [(1.0, 100.0), (2.0, 200.0)]
     run = Run("a", {"tokens_seen": tokens, "lr": [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 4.0)]})
     assert run.over_tokens("lr") == [(0.0, 1.0), (100.0, 2.0), (200.0, 3.0), (300.0, 4.0)]
+
+
+@pytest.mark.parametrize("count", [0, 512])
+def test_tokens_that_stand_still_are_no_axis(tmp_path: Path, count: int) -> None:
+    """A count of 0 in every row, or of one batch, would put all points above each other."""
+    rows = "".join(f"{step},{count},{3.0 - step}\n" for step in range(3))
+    (tmp_path / "metrics.csv").write_text(f"step,tokens_seen,train_loss\n{rows}")
+    run = read_run(tmp_path)
+    assert run.over_tokens("train_loss") == []
+    assert "Loss over step" in Page(render_report([run])).headings
