@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lightning_llm.batches import IGNORE_INDEX, describe, targets_of
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
 from lightning_llm.generation.ends import of_another_vocabulary, same_ends, text_ends
-from lightning_llm.learning_rate import LearningRate, leave_out_finders, rate_of
 from lightning_llm.losses import (
     BackendName,
     linear_cross_entropy,
@@ -32,6 +31,7 @@ from lightning_llm.runtime.hyperparameters import (
     arguments_to_rebuild,
     notes_of,
 )
+from lightning_llm.runtime.learning_rate import LearningRate, leave_out_finders, rate_of
 from lightning_llm.runtime.lightning_api import on_the_class_only, undoes_search
 from lightning_llm.steps import TokenLossModule
 

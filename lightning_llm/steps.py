@@ -38,8 +38,8 @@ from lightning_llm.callbacks._sampler_padding import (
     loader_padding,
 )
 from lightning_llm.errors import InvalidTypeError, InvalidValueError
-from lightning_llm.learning_rate import is_search
 from lightning_llm.runtime.accumulation import follow_accumulation_schedule
+from lightning_llm.runtime.learning_rate import is_search
 
 _SUMS_KEY = "train_sums_since_log_point"  # in checkpoints: step, NLL in nats, targets
 
