@@ -299,19 +299,37 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
 
         A subclass gets the configurations of this package as the objects that it was built with.
 
+        The file is read as plain data and builds this class, whatever functions and classes its
+        hyperparameters name; an optimizer or schedule that they describe is left out.
+
         Args:
-            checkpoint_path: File, address or open file.
+            checkpoint_path: Local file or open file.
             map_location: Where to put the weights.
             hparams_file: File of hyperparameters in place of the checkpoint's.
             strict: Whether the names of the weights must be the module's.
-            weights_only: False would run code from the file; all that is needed is plain data.
+            weights_only: Always on: all that is needed is plain data.
             **kwargs: Arguments of the constructor, in place of the saved ones.
 
         Raises:
+            ValueError: The path is an address, or ``weights_only=False`` asks for running code.
             TypeError: An argument that the constructor was given is not saved, because it is no
                 plain data or was left out, and is not given now.
         """
+        from lightning_llm.plugins.io.sealed_file import local_path
+
+        if isinstance(checkpoint_path, str | Path):
+            checkpoint_path = local_path(checkpoint_path)
+        if weights_only is False:
+            raise InvalidValueError(
+                f"weights_only=False would run code from {checkpoint_path}; checkpoints of this "
+                "package need none"
+            )
         saved = _peek(checkpoint_path)
+        # LightningCLI notes a function that builds the module from what the file names.
+        kwargs["_instantiator"] = None
+        for name in ("optimizer", "lr_scheduler"):
+            if isinstance((saved.get("hyper_parameters") or {}).get(name), Mapping):
+                kwargs.setdefault(name, None)
         arguments = (saved.get(CHECKPOINT_KEY) or {}).get("arguments")
         if arguments:
             kwargs |= arguments_to_rebuild(
@@ -322,7 +340,7 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
                 f"{cls.__name__}, {checkpoint_path}",
             )
         return super().load_from_checkpoint(  # type: ignore[no-any-return]
-            checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
+            checkpoint_path, map_location, hparams_file, strict, True, **kwargs
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

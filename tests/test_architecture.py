@@ -76,7 +76,7 @@ TIERS = {
         lazy="transformers tokenizers tiktoken pyarrow zstandard",
     ),
     "steps": tier("batches callbacks", "lightning"),
-    "language": tier("batches steps losses optim generation", "lightning", "interop"),
+    "language": tier("batches steps losses optim generation", "lightning", "interop plugins"),
     "module": tier("batches language losses models", "lightning", "generation interop strategies"),
     "interop": tier(
         "batches models losses optim metrics generation data language module",

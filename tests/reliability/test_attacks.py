@@ -141,6 +141,54 @@ def test_hyperparameters_of_a_checkpoint_build_nothing(tmp_path: Path) -> None:
         assert torch.equal(weight, loaded.state_dict()[name])
 
 
+@pytest.mark.parametrize("instantiator", ["os.system", "lightning.pytorch.cli.instantiate_module"])
+@pytest.mark.parametrize("opened", [True, False])
+def test_loading_builds_only_the_class_that_is_asked(
+    tmp_path: Path, instantiator: str, opened: bool
+) -> None:
+    """`load_from_checkpoint` of a file whose hyperparameters name functions to call."""
+    mark = tmp_path / "ran"
+    (tmp_path / "hubconf.py").write_text(f"import os\nos.mkdir({str(mark)!r})\ndef build(): ...\n")
+    call = {"repo_or_dir": str(tmp_path), "model": "build", "source": "local"}
+    config = {"n_layers": 1, "dim": 16, "n_heads": 1, "vocab_size": 9, "max_seq_len": 8}
+    module = CausalLM(config)
+    checkpoint: dict[str, Any] = {
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": module.state_dict(),
+        "hyper_parameters": {
+            "config": config,
+            "optimizer": {"class_path": "torch.hub.load", "init_args": call},
+            "_class_path": "evil_module.X",
+            "_instantiator": instantiator,
+        },
+    }
+    module.on_save_checkpoint(checkpoint)
+    path = tmp_path / "c.ckpt"
+    torch.save(checkpoint, path)
+    with path.open("rb") as file:
+        loaded = CausalLM.load_from_checkpoint(file if opened else path)
+    assert type(loaded) is CausalLM
+    assert opened or loaded.optimizer is None
+    assert not mark.exists()
+    for name, weight in module.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name])
+
+
+def test_loading_runs_no_code_and_reads_no_address(tmp_path: Path) -> None:
+    torch.save({"state_dict": Payload(tmp_path / "ran")}, tmp_path / "evil.ckpt")
+    for path, options in (
+        (tmp_path / "evil.ckpt", {}),
+        (tmp_path / "evil.ckpt", {"strict": False}),
+    ):
+        with pytest.raises(Exception, match="[Ww]eights.only|plain data"):
+            CausalLM.load_from_checkpoint(path, **options)
+    with pytest.raises(ValueError, match=r"weights_only=False would run code"):
+        CausalLM.load_from_checkpoint(tmp_path / "evil.ckpt", weights_only=False)
+    with pytest.raises(ValueError, match="addresses are not read"):
+        CausalLM.load_from_checkpoint("http://127.0.0.1:1/evil.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
 class Payload:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
