@@ -23,9 +23,9 @@ def tokens_of(batch: Any, outputs: Any = None) -> list[Counted]:
     document (negative ``document_ids``), else what has no label, else nothing. A step that
     returned ``num_tokens`` has counted the ``shift_labels`` already.
 
-    In any other batch the first integer tensor of two dimensions is taken for token ids (B, T):
-    of ``(x, y)``, that is ``x``. Batches within a batch, such as those of several dataloaders, are
-    counted each. The list is empty where nothing of this kind is found.
+    In any other batch the first integer tensor of two dimensions is taken for token ids (B, T),
+    T > 1: of ``(x, y)``, that is ``x``. Batches within a batch, such as those of several
+    dataloaders, are counted each. The list is empty where nothing of this kind is found.
     """
     named = _named_tokens(batch, outputs)
     if named is not None:
@@ -39,7 +39,7 @@ def tokens_of(batch: Any, outputs: Any = None) -> list[Counted]:
     else:
         return []
     for part in parts:
-        if _is_ids(part):
+        if _is_ids(part) and part.shape[-1] > 1:  # one a row is a length or a class
             return [(part.numel(), part.shape[-1])]
     inner = [part for part in parts if isinstance(part, (Mapping, list, tuple))]
     return [found for part in inner for found in tokens_of(part)]

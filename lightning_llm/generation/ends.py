@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from numbers import Integral
 from typing import Any
+
+from lightning_llm.errors import InvalidTypeError
 
 _ANSWER = "\ue000answer\ue001"
 _NAME = "lookup\ue002name"
@@ -49,12 +52,24 @@ def text_ends(tokenizer: Any, generation_config: Mapping[str, Any] | None = None
 
 
 def id_list(ids: Any) -> list[int]:
-    """Return a list of ids from one id, several or None."""
+    """Return a list of ids from one id, several or None.
+
+    Raises:
+        TypeError: There is something else than whole numbers.
+    """
     if ids is None:
         return []
     if hasattr(ids, "tolist"):  # a tensor or an array, also of one number
         ids = ids.tolist()
-    return [int(one) for one in ids] if isinstance(ids, Sequence) else [int(ids)]
+    several = list(ids) if isinstance(ids, Sequence | Set) and not isinstance(ids, str) else [ids]
+    for one in several:
+        if isinstance(one, bool) or not isinstance(one, Integral):
+            raise InvalidTypeError(
+                f"eos_token_id={ids!r} must be a token id or a list of them, as "
+                "tokenizer.convert_tokens_to_ids gives them; the text of a token, such as "
+                "'<|im_end|>', goes into stop"
+            )
+    return [int(one) for one in several]
 
 
 def turn_ends(tokenizer: Any) -> list[int]:

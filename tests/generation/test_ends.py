@@ -99,6 +99,13 @@ def test_all_that_ends_a_text_is_one_set() -> None:
     assert text_ends(None) == []
     assert id_list(torch.tensor([3, 4])) == [3, 4]
     assert id_list(torch.tensor(3)) == [3]
+    assert id_list({3}) == id_list((3,)) == [3]
+
+
+@pytest.mark.parametrize("ids", ["<|im_end|>", ["<|im_end|>"], "7", [[1]], 1.5, True, [None]])
+def test_what_is_no_id_is_named(ids: object) -> None:
+    with pytest.raises(TypeError, match=r"eos_token_id=.* must be a token id .* goes into stop"):
+        id_list(ids)
 
 
 def test_ids_of_another_vocabulary_are_known() -> None:

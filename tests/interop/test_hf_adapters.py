@@ -121,6 +121,10 @@ def test_frozen_weights_have_no_gradient_of_their_own(folder: Path) -> None:
     [
         ({"peft_type": "LORRA"}, r"peft_type='LORRA' is not one of .*LORA"),
         ({**LORA, "target_modules": ["lm_head"]}, "name them in modules_to_save"),
+        (
+            {**LORA, "target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [1]}},
+            "modules_to_save, not in .* or trainable_token",
+        ),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}, "PROMPT_TUNING learns a prompt"),
     ],
 )

@@ -183,7 +183,7 @@ class Decoder:
             raise InvalidValueError(
                 f"the output embeddings of {self._what()} are a {type(layer).__name__}; the "
                 "chunked loss needs a plain linear layer. To train them beside adapters, name "
-                "them in modules_to_save, not in target_modules"
+                "them in modules_to_save, not in target_modules or trainable_token_indices"
             )
         bias: Tensor | None = layer.bias
         if bias is not None and self._rule.scale != 1.0:
