@@ -47,7 +47,8 @@ def loader_padding(loader: Any) -> LoaderPadding | None:
     batch_sampler = getattr(loader, "batch_sampler", None)
     if batch_sampler is None:  # automatic batching is off: a batch is a sample
         sampler, batch_size = getattr(loader, "sampler", None), 1
-    elif type(batch_sampler).__iter__ is BatchSampler.__iter__:  # subclasses that only add to it
+    elif getattr(type(batch_sampler), "__iter__", None) is BatchSampler.__iter__:
+        # Its own, or a subclass that only adds to it.
         sampler, batch_size = batch_sampler.sampler, batch_sampler.batch_size
     else:
         _warn_of_repetitions(batch_sampler)
