@@ -201,6 +201,15 @@ def test_weights_that_lack_tensors(tmp_path: Path) -> None:
         HFCausalLM(tmp_path)
 
 
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    lm = module("llama")
+    with torch.no_grad():
+        lm.network.model.norm.weight[3] = float("nan")
+    lm.network.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"not finite: 1 of .* model\.norm\.weight .* diverged"):
+        HFCausalLM(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
 def test_a_tied_head_is_not_missed(name: str, tmp_path: Path) -> None:
     lm = module(name)

@@ -201,6 +201,8 @@ class Decoder:
     def _check_logits(self) -> None:
         ids = self._probe_ids(6)
         theirs = network_logits(self._network, ids).float()
+        if not theirs.isfinite().all():  # no comparison would say so
+            self._refuse_not_finite()
         head = self.head()
         hidden = self.hidden_states(ids)
         ours = None
@@ -224,6 +226,21 @@ class Decoder:
                 f"hidden states, so the loss would be wrong. config.json sets {fields}; known "
                 f"here are {', '.join((*_MULTIPLIED_BY, *_DIVIDED_BY, *_CAPPED_AT))}"
             )
+
+    def _refuse_not_finite(self) -> None:
+        for name, weight in self._network.named_parameters():
+            wrong = weight.numel() - int(torch.isfinite(weight).sum())
+            if wrong:
+                raise InvalidValueError(
+                    f"the weights of {self._what()} are not finite: {wrong} of the "
+                    f"{weight.numel()} values of {name} are NaN or infinite, so the training that "
+                    "wrote them diverged; use an earlier checkpoint"
+                )
+        dtype = next(self._network.parameters()).dtype
+        raise InvalidValueError(
+            f"the logits of {self._what()} are not finite, though its weights are: activations "
+            f"overflow in {dtype}; use dtype='float32' or 'bfloat16'"
+        )
 
     def _probe(self) -> tuple[Tensor, Tensor, Tensor]:
         """Two documents of equal length, (1, 2 n) each: as they are, with another first, last id.
