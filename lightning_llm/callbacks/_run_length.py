@@ -50,6 +50,11 @@ def accumulation(trainer: Trainer, epoch: int) -> int:
     return int(trainer.accumulate_grad_batches)
 
 
+def changes_accumulation(trainer: Trainer) -> bool:
+    """Whether some epochs have other numbers of micro-batches in a step than the first."""
+    return len(_changes_of_accumulation(trainer)) > 1
+
+
 def _changes_of_accumulation(trainer: Trainer) -> list[int]:
     """The epochs that begin with another accumulation, in order."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

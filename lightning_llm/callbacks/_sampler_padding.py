@@ -45,6 +45,7 @@ class LoaderPadding(NamedTuple):
 def loader_padding(loader: Any) -> LoaderPadding | None:
     """The padding of a dataloader; ``None`` if no rank has any."""
     batch_sampler = getattr(loader, "batch_sampler", None)
+    sampler: Any
     if batch_sampler is None:  # automatic batching is off: a batch is a sample
         sampler, batch_size = getattr(loader, "sampler", None), 1
     elif getattr(type(batch_sampler), "__iter__", None) is BatchSampler.__iter__:
@@ -70,7 +71,7 @@ def _repeats(sampler: Any) -> bool:
 
 def _warn_of_repetitions(batch_sampler: Any) -> None:
     """Where batches are put together in an order of their own, no row is known to be repeated."""
-    sampler = getattr(batch_sampler, "sampler", None)
+    sampler: Any = getattr(batch_sampler, "sampler", None)
     if _repeats(sampler):
         repeated = sampler.total_size - len(sampler.dataset)
         rank_zero_warn(

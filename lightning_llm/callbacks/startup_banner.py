@@ -18,7 +18,7 @@ from lightning_llm.callbacks._flops import find_token_flops
 from lightning_llm.callbacks._hardware import can_compile, has_fast_bf16
 from lightning_llm.callbacks._parameter_table import parameter_lines
 from lightning_llm.callbacks._precision_name import precision_name
-from lightning_llm.callbacks._run_length import total_steps
+from lightning_llm.callbacks._run_length import changes_accumulation, total_steps
 
 
 class StartupBanner(Callback):
@@ -112,7 +112,7 @@ def _step_and_run(trainer: Trainer, batch: Any) -> str:
     factors = [f"{rows} x {length:,}"]
     factors += [f"{micro} micro-batches"] if micro > 1 else []
     factors += [f"{replicas} ranks"] if replicas > 1 else []
-    if steps is not None:
+    if steps is not None and not changes_accumulation(trainer):
         run += f", {short_number(steps * per_step)} tokens"
     flops = find_token_flops(None, trainer.lightning_module)
     if flops is not None:

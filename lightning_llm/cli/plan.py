@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pkgutil import resolve_name
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lightning_llm import HFCausalLM
-from lightning_llm.cli.training import RecipeCLI, prepare_parsing
+from lightning_llm.cli.training import NO_BOUND_OF_EPOCHS, RecipeCLI, prepare_parsing
 from lightning_llm.errors import InvalidValueError
 from lightning_llm.planning import (
     Numerics,
@@ -32,6 +32,8 @@ def run_plan(arguments: Sequence[str]) -> int:
         options = cli.config
         device = find_device(options["device"])
         plan = make_plan(run_of(cli), device)
+    for note in cli.notes:
+        sys.stderr.write(f"note: {note}\n")
     if options["format"] == "json":
         sys.stdout.write(json.dumps(plan.as_dict(), indent=2) + "\n")
     else:
@@ -48,6 +50,8 @@ class PlanCLI(RecipeCLI):
         self.data_options = given.as_dict() if given else {}
         config = self.config.clone()
         _check_class(config.model.class_path)
+        self.scheduling = _accumulation_by_epoch(config.trainer.callbacks)
+        self.notes = list(_notes(config.trainer, self.scheduling))
         config.data = None
         config.trainer.callbacks = config.trainer.logger = None
         size = _named_vocabulary(self.data_options)
@@ -80,7 +84,9 @@ def run_of(cli: PlanCLI) -> Run:
         world_size=world_size,
         micro_batch_size=micro_batch_size,
         seq_len=seq_len,
-        accumulate_grad_batches=trainer.get("accumulate_grad_batches") or 1,
+        accumulate_grad_batches=(
+            cli.scheduling.get(0) or trainer.get("accumulate_grad_batches") or 1
+        ),
         clips_gradients=bool(trainer.get("gradient_clip_val")),
         tokens=options["tokens"],
         documents=_keeps_documents_apart(cli.data_options),
@@ -88,6 +94,32 @@ def run_of(cli: PlanCLI) -> Run:
     if run.tokens is not None:
         return run
     return replace(run, tokens=_tokens_of(cli.model, trainer, run))
+
+
+def _accumulation_by_epoch(callbacks: Any) -> dict[int, int]:
+    """Return what a ``GradientAccumulationScheduler`` of the recipe plans; empty without one."""
+    entries = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
+    for entry in entries:
+        if str(getattr(entry, "class_path", "")).endswith(".GradientAccumulationScheduler"):
+            scheduling = entry.init_args.scheduling
+            return {int(epoch): int(factor) for epoch, factor in dict(scheduling).items()}
+    return {}
+
+
+def _notes(trainer: Any, scheduling: dict[int, int]) -> Iterator[str]:
+    """Yield what the plan cannot know of the run's length: the data is not read."""
+    epochs = trainer.get("max_epochs")
+    if epochs is not None and 0 < epochs < NO_BOUND_OF_EPOCHS:
+        yield (
+            f"max_epochs={epochs} may end the run before the tokens planned here: the steps of an "
+            "epoch are in the data, which a plan does not read. fit shows them at its start; "
+            "--tokens plans a number of your own"
+        )
+    if scheduling:
+        yield (
+            "GradientAccumulationScheduler changes the tokens of a step from epoch to epoch; this "
+            f"is planned with the {scheduling.get(0, 1)} micro-batches of epoch 0"
+        )
 
 
 def _check_class(class_path: str) -> None:

@@ -46,6 +46,8 @@ from lightning_llm.cli.shipped_recipes import use_shipped
 from lightning_llm.errors import FileAccessError
 from lightning_llm.strategies.launch import check_devices, check_launch
 
+# Lightning's own default, where neither max_steps nor max_epochs is given.
+NO_BOUND_OF_EPOCHS = 1000
 _RUNS = ("fit", "validate", "test", "predict")
 
 
@@ -118,8 +120,8 @@ class RecipeCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=None if command in ("doctor", "plan") else SaveRecipe,
             save_config_kwargs={"overwrite": True},
-            # Lightning's own default, which it takes back, with a warning, once max_steps is set.
-            trainer_defaults={"max_epochs": 1000},
+            # Lightning takes its default back, with a warning, once max_steps is set.
+            trainer_defaults={"max_epochs": NO_BOUND_OF_EPOCHS},
             seed_everything_default=0,
             parser_class=RecipeParser,
             parser_kwargs={

@@ -187,3 +187,24 @@ def test_a_network_of_transformers_is_refused_before_its_weights_are_read(
 ) -> None:
     assert main(["plan", "--config", str(RECIPES / "finetune" / "lora.yaml")]) == 1
     assert "HFCausalLM cannot be planned" in capsys.readouterr().err
+
+
+def test_what_a_plan_cannot_know_of_the_length_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "epochs.yaml"
+    overlay.write_text(
+        "trainer:\n  max_epochs: 3\n  callbacks:\n"
+        "    - class_path: lightning.pytorch.callbacks.GradientAccumulationScheduler\n"
+        "      init_args:\n        scheduling: {0: 4, 2: 8}\n"
+    )
+    arguments = ("plan", "--config", str(RECIPES / "quickstart.yaml"), "--format", "json")
+    assert main([*arguments]) == 0
+    once = capsys.readouterr()
+    assert "note:" not in once.err
+    assert main([*arguments, "--config", str(overlay)]) == 0
+    bounded = capsys.readouterr()
+    assert "max_epochs=3 may end the run before" in bounded.err
+    assert "planned with the 4 micro-batches of epoch 0" in bounded.err
+    steps = [json.loads(said.out)["tokens_per_step"] for said in (once, bounded)]
+    assert steps[1] == 4 * steps[0]
