@@ -177,6 +177,7 @@ class TokenLossModule(L.LightningModule):
         guests += [(callback, L.Callback) for callback in self.trainer.callbacks]  # type: ignore
         self._frees_gradients = not any(is_overridden("on_before_zero_grad", *g) for g in guests)
         self._run_length_known = False
+        self._planned_batch = None
         self._window_tokens.clear()
         self._train_nll.clear()
         self._train_tokens.clear()
@@ -200,7 +201,20 @@ class TokenLossModule(L.LightningModule):
             self._continue_sums()
             if 0 <= self.trainer.max_steps <= self.trainer.global_step:
                 return -1  # a resumed run that had already reached max_tokens
+        elif self._planned_batch is not None:
+            self._compare_with_plan(batch)
         return None
+
+    def _compare_with_plan(self, batch: Mapping[str, Tensor]) -> None:
+        """Say once that batches differ in size, so that the plan from the first one is off."""
+        size, planned = batch["input_ids"].numel(), self._planned_batch
+        if size != planned and not self.trainer.is_last_batch:
+            self._planned_batch = None
+            rank_zero_warn(
+                f"max_tokens={self.max_tokens:,} was converted to steps by the first batch of "
+                f"{planned:,} tokens, and now there is one of {size:,}: the run ends at another "
+                "number of tokens. Use rows of one length, or set max_steps"
+            )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """At log points, read the device once and log host numbers."""
@@ -238,6 +252,7 @@ class TokenLossModule(L.LightningModule):
         a checkpoint to undo them: their sums and their length are not those of the run.
         """
         self._run_length_known = False
+        self._planned_batch = None
         self._window_tokens.clear()
         self._train_nll.clear()
         self._train_tokens.clear()
@@ -359,7 +374,8 @@ class TokenLossModule(L.LightningModule):
         if is_search(trainer):  # of a learning rate: it has a length and a schedule of its own
             return
         if self.max_tokens is not None:
-            per_batch = batch["input_ids"].numel() * self._data_parallel_size()
+            self._planned_batch = batch["input_ids"].numel()
+            per_batch = self._planned_batch * self._data_parallel_size()
             steps = steps_for_batches(trainer, math.ceil(self.max_tokens / per_batch))
             if trainer.max_steps != -1:
                 steps = min(steps, trainer.max_steps)

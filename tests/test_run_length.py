@@ -116,3 +116,9 @@ def test_epochs_of_unknown_length_may_end_a_schedule_early() -> None:
         run(data=Endless(), max_epochs=2, max_steps=50)
     with pytest.raises(InvalidValueError, match=r"max_epochs \(where the dataloader has a length"):
         run(data=Endless(), max_epochs=2)
+
+
+def test_tokens_of_batches_that_differ_are_no_plan() -> None:
+    ragged = [{name: row[:size] for name, row in rows()[0].items()} for size in (2, 8, 8, 4)]
+    with pytest.warns(UserWarning, match=r"max_tokens=40 .* first batch of 2 tokens, .* one of 8:"):
+        run(data=ragged, max_tokens=40, max_epochs=-1)
