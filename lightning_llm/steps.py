@@ -57,6 +57,7 @@ class TokenLossModule(L.LightningModule):
             raise InvalidValueError(f"max_tokens={max_tokens} must be positive")
         self.max_tokens = max_tokens
         self._run_length_known = False
+        self._planned_batch: int | None = None  # its tokens, where max_tokens is planned by them
         self._told: list[Any] = []  # schedules that follow the length of the run
         self._window_tokens: list[Tensor] = []  # targets of micro-batches since the last step
         self._train_nll, self._train_tokens = LazySum(), LazySum()  # since the last log point
