@@ -7,7 +7,7 @@ travels in checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -91,6 +91,7 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
         self.tokenizer: Any = None
         self.generation_config: dict[str, Any] = {}
         self._restored_tokenizer: dict[str, str] | None = None
+        self._saved_optimizers: list[str] = []  # classes, of the checkpoint that is resumed
 
     # ------------------------------------------------------------------ what a network supplies
 
@@ -211,6 +212,7 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
                 f"optimizer={_name_of(self.optimizer)} returned {describe(optimizer)}; it must "
                 "take the parameters and return a torch.optim.Optimizer"
             )
+        self._check_optimizers_of_checkpoint([optimizer])
         self._rate.apply_to(optimizer, self.hparams, self.hparams_initial)
         if self.lr_scheduler is None:
             return optimizer
@@ -352,6 +354,7 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
             self._restored_tokenizer = pack_tokenizer(self.tokenizer)
         checkpoint[CHECKPOINT_KEY] = {
             **self.checkpoint_entry(),
+            "optimizers": [] if self._trainer is None else _classes_of(self.trainer.optimizers),
             "tokenizer": self._restored_tokenizer,
             "generation_config": self._settings_with_ends(),
             "arguments": {
@@ -365,7 +368,8 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
 
         Raises:
             ValueError: The checkpoint's architecture or vocabulary differs; every differing field
-                is named.
+                is named. Or a run cannot resume from it: it holds weights alone, or the state of
+                another optimizer.
         """
         super().on_load_checkpoint(checkpoint)
         self._rate.restored()
@@ -374,6 +378,8 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
         if trainer is not None and is_resumed and not undoes_search(trainer):
             leave_out_finders(trainer)
         saved = checkpoint.get(CHECKPOINT_KEY)
+        if trainer is not None and trainer.training:
+            self._check_resumable(checkpoint, saved or {})
         if saved is None:
             return
         self.check_checkpoint_entry(saved)
@@ -396,9 +402,46 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
             )
         self._restored_tokenizer = files
 
+    def _check_resumable(self, checkpoint: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+        """Refuse to train on from weights alone, or with an optimizer of another class."""
+        path = self.trainer.ckpt_path or "the checkpoint"
+        if "optimizer_states" not in checkpoint:
+            raise InvalidValueError(
+                f"{path} holds weights alone (it was saved with save_weights_only): there is no "
+                "optimizer state to resume from. To begin a new run from these weights, write them "
+                f"with `lightning-llm export --checkpoint {path} --output DIR` and load them with "
+                f"{type(self).__name__}.from_pretrained or HFCausalLM"
+            )
+        self._saved_optimizers = list(saved.get("optimizers") or [])
+        if self.trainer.optimizers:  # made before, where weights are sharded
+            self._check_optimizers_of_checkpoint(self.trainer.optimizers)
+
+    def _check_optimizers_of_checkpoint(self, optimizers: Sequence[Optimizer]) -> None:
+        saved, self._saved_optimizers = self._saved_optimizers, []
+        now = _classes_of(optimizers)
+        if saved and [_family(name) for name in saved] != [_family(name) for name in now]:
+            raise InvalidValueError(
+                f"{self.trainer.ckpt_path or 'the checkpoint'} holds the state of "
+                f"{', '.join(saved)}, which {', '.join(now)} cannot go on from: resume with the "
+                "optimizer it was trained with, or begin a new run from its weights "
+                "(`lightning-llm export`, then from_pretrained)"
+            )
+
     def _settings_with_ends(self) -> dict[str, Any]:
         ends = self.text_ends()
         return {**self.generation_config, **({"eos_token_id": ends} if ends else {})}
+
+
+def _classes_of(optimizers: Sequence[Any]) -> list[str]:
+    """Return the class paths of optimizers, as plain data."""
+    kinds = [type(getattr(optimizer, "optimizer", optimizer)) for optimizer in optimizers]
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
+
+
+def _family(class_path: str) -> str:
+    """Return what optimizers have in common whose states are the same."""
+    name = class_path.rpartition(".")[2]
+    return "Adam" if name == "AdamW" else name
 
 
 def _name_of(factory: Any) -> str:

@@ -140,8 +140,9 @@ class CausalLM(LanguageModule):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_name: str | Path,
+        path_or_name: str | Path | None = None,
         *,
+        name_or_path: str | Path | None = None,
         dtype: torch.dtype | None = torch.float32,
         **options: Any,
     ) -> CausalLM:
@@ -149,20 +150,31 @@ class CausalLM(LanguageModule):
 
         Args:
             path_or_name: A directory with ``config.json`` and safetensors, or a hub name.
+            name_or_path: The same, as `HFCausalLM` spells it; it wins where both are given, as on
+                the command line beside a recipe.
             dtype: Of the weights: float32, which training needs also where bfloat16 was stored;
                 None keeps the stored one.
             **options: Passed to the constructor; of ``vocab_size``, which the command line links
                 to the data, no notice is taken: the model keeps its rows.
 
         In a recipe it is a ``class_path``: ``lightning_llm.CausalLM.from_pretrained``.
+
+        Raises:
+            TypeError: Neither spelling of the folder or name is given.
         """
         from lightning_llm.interop.hf.generation_settings import stored_generation_config
         from lightning_llm.interop.hf.load import find_pretrained, load_pretrained
 
         options.pop("vocab_size", None)
+        chosen = path_or_name if name_or_path is None else name_or_path
+        if chosen is None:
+            raise InvalidTypeError(
+                f"{cls.__name__}.from_pretrained needs path_or_name (or name_or_path): a folder in "
+                "the Hugging Face layout, or a name on the hub"
+            )
         # Under a strategy that hands out the first rank's weights, the others need none.
         left = dtype is not None and left_to_first_rank(cls, of=CausalLM)
-        folder = find_pretrained(path_or_name)
+        folder = find_pretrained(chosen)
         model, tokenizer = load_pretrained(folder, dtype=dtype, weights=not left)
         # The constructor's own network would only be thrown away: build it without memory.
         with torch.device("meta"):

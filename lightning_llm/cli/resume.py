@@ -16,7 +16,7 @@ from lightning_llm.cli.run_identity import RUN_KEY, RunIdentity
 from lightning_llm.errors import InvalidValueError, MissingFileError
 from lightning_llm.plugins.io import DamagedCheckpointError, read_checkpoint
 from lightning_llm.plugins.io.sealed_file import local_path
-from lightning_llm.plugins.io.sharded import ShardedCheckpoint, finish_interrupted
+from lightning_llm.plugins.io.sharded import ShardedCheckpoint, finish_interrupted, is_sharded
 
 Resume = Literal["auto", "must", "never"]
 
@@ -83,7 +83,7 @@ def checkpoint_to_resume(
             return ckpt_path
         if not local_path(ckpt_path).exists():
             raise MissingFileError(f"--ckpt_path {ckpt_path}: no such file or folder")
-        return ckpt_path
+        return str(_in_run_folder(local_path(ckpt_path)))
     if ckpt_path is not None and not last:
         raise InvalidValueError(
             f"--resume {resume} chooses the checkpoint itself: leave --ckpt_path out"
@@ -119,6 +119,25 @@ def checkpoint_to_resume(
         refuse_occupied(folder, because=f"{_one(others)}. {_TAKE_IT}")
     say(f"no readable checkpoint under {where}: starting fresh")
     return None
+
+
+def _in_run_folder(path: Path) -> Path:
+    """Return a checkpoint itself; of the folder of a run, the readable one furthest on.
+
+    Raises:
+        FileNotFoundError: The folder has none.
+    """
+    if not path.is_dir() or is_sharded(path):
+        return path
+    files = {file.resolve() for file in path.rglob("*.ckpt") if file.exists()}
+    found = sorted(map(look_into, files), key=lambda candidate: candidate.order, reverse=True)
+    for candidate in found:
+        problem = candidate.problem or _why_unusable(candidate.path)
+        if problem is None:
+            say(f"loading {candidate.path} (step {candidate.step:,})")
+            return candidate.path
+        say(f"skipping {candidate.path}: {problem}")
+    raise MissingFileError(f"--ckpt_path {path}: the folder holds no readable checkpoint (*.ckpt)")
 
 
 _TAKE_IT = "To go on from it all the same, name it: --ckpt_path FILE"

@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     make_text(tmp_path / "text.txt")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(tmp_path)))
     before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts this so
     yield tmp_path
     signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
 

@@ -151,3 +151,17 @@ def test_a_signal_ends_fit_with_143_and_resume_goes_on(tmp_path: Path, capsys: A
     assert f"resuming from {file}" in capsys.readouterr().err
     model = tmp_path / "run" / "checkpoints" / "model.ckpt"
     assert torch.load(model, weights_only=True)["global_step"] == step + 2
+
+
+def test_a_checkpoint_may_be_named_by_the_folder_of_its_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    for step in (2, 10):
+        whole = {"global_step": step, "state_dict": {}, "loops": {}, "optimizer_states": []}
+        torch.save(whole, folder / f"step-{step}.ckpt")
+    (folder / "torn.ckpt").write_bytes(b"PK torn")
+    chosen = checkpoint_to_resume("never", str(tmp_path / "run"), tmp_path / "elsewhere")
+    assert chosen == str((folder / "step-10.ckpt").resolve())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty: the folder holds no readable checkpoint"):
+        checkpoint_to_resume("never", str(tmp_path / "empty"), tmp_path / "elsewhere")

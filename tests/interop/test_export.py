@@ -16,6 +16,7 @@ from lightning_llm.data import TokenizerSpec
 from lightning_llm.data.tokenizer_training import train_tokenizer
 from lightning_llm.interop.hf import export, load_pretrained, save_pretrained
 from lightning_llm.models import Transformer, TransformerConfig
+from lightning_llm.module import CausalLM
 
 CONFIG = TransformerConfig(
     vocab_size=258, max_seq_len=64, n_layers=2, dim=32, n_heads=4, n_kv_heads=2, hidden_dim=64
@@ -202,3 +203,19 @@ def test_dtype_is_that_of_weights_and_not_of_an_old_buffer(tmp_path: Path) -> No
 def test_unknown_names_say_so() -> None:
     with pytest.raises(FileNotFoundError, match="neither a folder nor a model of the Hugging Face"):
         load_pretrained("nobody/nothing")
+
+
+def test_the_folder_is_named_in_either_spelling(tmp_path: Path) -> None:
+    config = {"n_layers": 1, "dim": 8, "n_heads": 1, "vocab_size": 9, "max_seq_len": 8}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        CausalLM(config).save_pretrained(tmp_path / str(seed))
+    head = CausalLM.from_pretrained(tmp_path / "0").model.head_weight
+    for options in (
+        {"path_or_name": tmp_path / "0"},
+        {"name_or_path": tmp_path / "0"},
+        {"path_or_name": tmp_path / "1", "name_or_path": tmp_path / "0"},
+    ):
+        assert torch.equal(CausalLM.from_pretrained(**options).model.head_weight, head)
+    with pytest.raises(TypeError, match=r"from_pretrained needs path_or_name \(or name_or_path\)"):
+        CausalLM.from_pretrained()
