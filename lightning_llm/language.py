@@ -82,6 +82,7 @@ class LanguageModule(PlainHyperparameters, TokenLossModule):
         loss_backend: BackendName = "auto",
     ) -> None:
         super().__init__(max_tokens=max_tokens)
+        _ = self._rate  # a module has the same attributes before and after a run
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.label_smoothing = label_smoothing

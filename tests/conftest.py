@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -41,6 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
     Here rather than in a fixture: ``huggingface_hub`` reads ``HF_HOME`` when a test module
     imports it, which is before any fixture runs.
     """
+    # A shell ignores it for what it starts in the background, and children inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = tempfile.mkdtemp(prefix="test-cache-")
     os.environ["XDG_CACHE_HOME"] = cache
     os.environ["HF_HOME"] = os.path.join(cache, "huggingface")
